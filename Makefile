@@ -1,0 +1,110 @@
+# Everything a developer runs, from a clone and Python 3.11+ alone. `make` prints the list.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+# One test process per core, at most four: each starts a PostgreSQL of its own.
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up demo test check check-format check-lint check-types check-proto check-generated \
+        check-imports format generate lock coverage-rows bench-weight clean
+
+help: ## Show this list
+	@echo "Bursar: what you can run here. The first command sets up $(VENV) by itself."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "New here? Try 'make up' and do what it prints, or 'make demo' to watch it happen."
+	@echo "Another Python than python3: make up PYTHON=python3.12"
+
+# -- running ---------------------------------------------------------------------------------------
+
+up: $(VENV)/.ready ## Start everything (database, control plane, sidecar) until Ctrl-C
+	@$(BIN)/bursar up
+
+demo: $(VENV)/.ready ## A guided walk that ends by itself: budget, calls, alert, 402, grant, statement
+	@$(BIN)/bursar demo
+
+# -- testing ---------------------------------------------------------------------------------------
+
+test: $(VENV)/.ready ## Run the whole test suite
+	@$(PYTEST)
+
+check: check-format check-lint check-proto check-generated check-imports check-types ## All static checks: format, lint, protos, generated code, imports, types
+	@echo "check: all is well"
+
+check-format: $(VENV)/.ready
+	@echo "check: format"
+	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format' and look at the difference."; exit 1; }
+
+check-lint: $(VENV)/.ready
+	@echo "check: lint"
+	@$(BIN)/ruff check --quiet .
+
+check-proto: $(VENV)/.ready
+	@echo "check: protos"
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+
+check-generated: $(VENV)/.ready
+	@echo "check: generated code"
+	@$(PY) tools/generate.py --check
+
+check-imports: $(VENV)/.ready
+	@echo "check: who imports whom"
+	@$(BIN)/lint-imports --no-cache >$(VENV)/imports.log 2>&1 || { cat $(VENV)/imports.log; exit 1; }
+
+check-types: $(VENV)/.ready
+	@echo "check: types"
+	@$(BIN)/mypy --no-error-summary
+
+# -- changing --------------------------------------------------------------------------------------
+
+format: $(VENV)/.ready ## Format Python and protos, fix what the linter can fix
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/buf format --write
+
+generate: $(VENV)/.ready ## Write gen/ anew from proto/ (offline)
+	@$(PY) tools/generate.py
+
+lock: $(VENV)/.ready ## Resolve pyproject.toml anew into requirements.lock (needs a package index)
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
+	@git --no-pager diff --stat -- requirements.lock
+
+# -- measuring -------------------------------------------------------------------------------------
+
+coverage-rows: $(VENV)/.ready ## Run the tests and list which rows of docs/requirements.md and docs/semantics.md they prove
+	@$(PY) tools/coverage_rows.py
+
+bench-weight: $(VENV)/.ready ## Install the sidecar alone in a bare environment: what it weighs
+	@$(PY) tools/bench_weight.py
+
+clean: ## Remove caches and build products; .venv and .bursar stay
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# -- setting up ------------------------------------------------------------------------------------
+
+$(VENV)/.ready: $(VENV)/.packages pyproject.toml
+	@echo "setup: Bursar itself, editable"
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.packages: requirements.lock
+	@command -v $(PYTHON) >/dev/null || { \
+	    echo "setup: there is no '$(PYTHON)' here. Bursar needs Python 3.11 or newer; name yours: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "setup: $$($(PYTHON) -V 2>&1) is too old. Bursar needs 3.11 or newer; name yours: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "setup: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "setup: $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "setup: $$(grep -c '^[a-z]' requirements.lock) pinned packages (the first time takes a minute or two)"
+	@$(PY) -m pip install --quiet --require-hashes --no-deps --requirement requirements.lock
+	@touch $@
