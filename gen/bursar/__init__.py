@@ -1,0 +1,1 @@
+"""Bursar's typed client: message classes and stubs, generated from proto/."""

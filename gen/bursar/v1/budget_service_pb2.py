@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from bursar.v1 import budget_pb2 as bursar_dot_v1_dot_budget__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62ursar/v1/budget_service.proto\x12\tbursar.v1\x1a\x16\x62ursar/v1/budget.proto\"8\n\x13\x43reateBudgetRequest\x12!\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.Budget\"9\n\x14\x43reateBudgetResponse\x12!\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.Budget\"%\n\x10GetBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\"6\n\x11GetBudgetResponse\x12!\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.Budget\"\x85\x01\n\x12ListBudgetsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\t\x12\x12\n\napi_key_id\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"R\n\x13ListBudgetsResponse\x12\"\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x11.bursar.v1.Budget\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x13UpdateBudgetRequest\x12!\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.Budget\"9\n\x14UpdateBudgetResponse\x12!\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.Budget\"9\n\x13\x44\x65leteBudgetRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x16\n\x14\x44\x65leteBudgetResponse\"+\n\x16GetBudgetStatusRequest\x12\x11\n\tbudget_id\x18\x01 \x01(\t\"B\n\x17GetBudgetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.bursar.v1.BudgetStatus\"\x8c\x01\n\x19ListBudgetStatusesRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08group_id\x18\x03 \x01(\t\x12\x12\n\napi_key_id\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"`\n\x1aListBudgetStatusesResponse\x12)\n\x08statuses\x18\x01 \x03(\x0b\x32\x17.bursar.v1.BudgetStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe9\x04\n\rBudgetService\x12O\n\x0c\x43reateBudget\x12\x1e.bursar.v1.CreateBudgetRequest\x1a\x1f.bursar.v1.CreateBudgetResponse\x12K\n\tGetBudget\x12\x1b.bursar.v1.GetBudgetRequest\x1a\x1c.bursar.v1.GetBudgetResponse\"\x03\x90\x02\x01\x12Q\n\x0bListBudgets\x12\x1d.bursar.v1.ListBudgetsRequest\x1a\x1e.bursar.v1.ListBudgetsResponse\"\x03\x90\x02\x01\x12O\n\x0cUpdateBudget\x12\x1e.bursar.v1.UpdateBudgetRequest\x1a\x1f.bursar.v1.UpdateBudgetResponse\x12O\n\x0c\x44\x65leteBudget\x12\x1e.bursar.v1.DeleteBudgetRequest\x1a\x1f.bursar.v1.DeleteBudgetResponse\x12]\n\x0fGetBudgetStatus\x12!.bursar.v1.GetBudgetStatusRequest\x1a\".bursar.v1.GetBudgetStatusResponse\"\x03\x90\x02\x01\x12\x66\n\x12ListBudgetStatuses\x12$.bursar.v1.ListBudgetStatusesRequest\x1a%.bursar.v1.ListBudgetStatusesResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62ursar/v1/budget_service.proto\x12\tbursar.v1\x1a\x16\x62ursar/v1/budget.proto\"@\n\x13\x43reateBudgetRequest\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.BudgetR\x06\x62udget\"A\n\x14\x43reateBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.BudgetR\x06\x62udget\"/\n\x10GetBudgetRequest\x12\x1b\n\tbudget_id\x18\x01 \x01(\tR\x08\x62udgetId\">\n\x11GetBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.BudgetR\x06\x62udget\"\xbf\x01\n\x12ListBudgetsRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x19\n\x08group_id\x18\x03 \x01(\tR\x07groupId\x12\x1c\n\napi_key_id\x18\x04 \x01(\tR\x08\x61piKeyId\x12\x1b\n\tpage_size\x18\x05 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x06 \x01(\tR\tpageToken\"j\n\x13ListBudgetsResponse\x12+\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x11.bursar.v1.BudgetR\x07\x62udgets\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"@\n\x13UpdateBudgetRequest\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.BudgetR\x06\x62udget\"A\n\x14UpdateBudgetResponse\x12)\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.bursar.v1.BudgetR\x06\x62udget\"L\n\x13\x44\x65leteBudgetRequest\x12\x1b\n\tbudget_id\x18\x01 \x01(\tR\x08\x62udgetId\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\"\x16\n\x14\x44\x65leteBudgetResponse\"5\n\x16GetBudgetStatusRequest\x12\x1b\n\tbudget_id\x18\x01 \x01(\tR\x08\x62udgetId\"J\n\x17GetBudgetStatusResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x17.bursar.v1.BudgetStatusR\x06status\"\xc6\x01\n\x19ListBudgetStatusesRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x19\n\x08group_id\x18\x03 \x01(\tR\x07groupId\x12\x1c\n\napi_key_id\x18\x04 \x01(\tR\x08\x61piKeyId\x12\x1b\n\tpage_size\x18\x05 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x06 \x01(\tR\tpageToken\"y\n\x1aListBudgetStatusesResponse\x12\x33\n\x08statuses\x18\x01 \x03(\x0b\x32\x17.bursar.v1.BudgetStatusR\x08statuses\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xe9\x04\n\rBudgetService\x12O\n\x0c\x43reateBudget\x12\x1e.bursar.v1.CreateBudgetRequest\x1a\x1f.bursar.v1.CreateBudgetResponse\x12K\n\tGetBudget\x12\x1b.bursar.v1.GetBudgetRequest\x1a\x1c.bursar.v1.GetBudgetResponse\"\x03\x90\x02\x01\x12Q\n\x0bListBudgets\x12\x1d.bursar.v1.ListBudgetsRequest\x1a\x1e.bursar.v1.ListBudgetsResponse\"\x03\x90\x02\x01\x12O\n\x0cUpdateBudget\x12\x1e.bursar.v1.UpdateBudgetRequest\x1a\x1f.bursar.v1.UpdateBudgetResponse\x12O\n\x0c\x44\x65leteBudget\x12\x1e.bursar.v1.DeleteBudgetRequest\x1a\x1f.bursar.v1.DeleteBudgetResponse\x12]\n\x0fGetBudgetStatus\x12!.bursar.v1.GetBudgetStatusRequest\x1a\".bursar.v1.GetBudgetStatusResponse\"\x03\x90\x02\x01\x12\x66\n\x12ListBudgetStatuses\x12$.bursar.v1.ListBudgetStatusesRequest\x1a%.bursar.v1.ListBudgetStatusesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,33 +41,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUDGETSERVICE'].methods_by_name['ListBudgetStatuses']._loaded_options = None
   _globals['_BUDGETSERVICE'].methods_by_name['ListBudgetStatuses']._serialized_options = b'\220\002\001'
   _globals['_CREATEBUDGETREQUEST']._serialized_start=69
-  _globals['_CREATEBUDGETREQUEST']._serialized_end=125
-  _globals['_CREATEBUDGETRESPONSE']._serialized_start=127
-  _globals['_CREATEBUDGETRESPONSE']._serialized_end=184
-  _globals['_GETBUDGETREQUEST']._serialized_start=186
-  _globals['_GETBUDGETREQUEST']._serialized_end=223
-  _globals['_GETBUDGETRESPONSE']._serialized_start=225
-  _globals['_GETBUDGETRESPONSE']._serialized_end=279
-  _globals['_LISTBUDGETSREQUEST']._serialized_start=282
-  _globals['_LISTBUDGETSREQUEST']._serialized_end=415
-  _globals['_LISTBUDGETSRESPONSE']._serialized_start=417
-  _globals['_LISTBUDGETSRESPONSE']._serialized_end=499
-  _globals['_UPDATEBUDGETREQUEST']._serialized_start=501
-  _globals['_UPDATEBUDGETREQUEST']._serialized_end=557
-  _globals['_UPDATEBUDGETRESPONSE']._serialized_start=559
-  _globals['_UPDATEBUDGETRESPONSE']._serialized_end=616
-  _globals['_DELETEBUDGETREQUEST']._serialized_start=618
-  _globals['_DELETEBUDGETREQUEST']._serialized_end=675
-  _globals['_DELETEBUDGETRESPONSE']._serialized_start=677
-  _globals['_DELETEBUDGETRESPONSE']._serialized_end=699
-  _globals['_GETBUDGETSTATUSREQUEST']._serialized_start=701
-  _globals['_GETBUDGETSTATUSREQUEST']._serialized_end=744
-  _globals['_GETBUDGETSTATUSRESPONSE']._serialized_start=746
-  _globals['_GETBUDGETSTATUSRESPONSE']._serialized_end=812
-  _globals['_LISTBUDGETSTATUSESREQUEST']._serialized_start=815
-  _globals['_LISTBUDGETSTATUSESREQUEST']._serialized_end=955
-  _globals['_LISTBUDGETSTATUSESRESPONSE']._serialized_start=957
-  _globals['_LISTBUDGETSTATUSESRESPONSE']._serialized_end=1053
-  _globals['_BUDGETSERVICE']._serialized_start=1056
-  _globals['_BUDGETSERVICE']._serialized_end=1673
+  _globals['_CREATEBUDGETREQUEST']._serialized_end=133
+  _globals['_CREATEBUDGETRESPONSE']._serialized_start=135
+  _globals['_CREATEBUDGETRESPONSE']._serialized_end=200
+  _globals['_GETBUDGETREQUEST']._serialized_start=202
+  _globals['_GETBUDGETREQUEST']._serialized_end=249
+  _globals['_GETBUDGETRESPONSE']._serialized_start=251
+  _globals['_GETBUDGETRESPONSE']._serialized_end=313
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=316
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=507
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=509
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=615
+  _globals['_UPDATEBUDGETREQUEST']._serialized_start=617
+  _globals['_UPDATEBUDGETREQUEST']._serialized_end=681
+  _globals['_UPDATEBUDGETRESPONSE']._serialized_start=683
+  _globals['_UPDATEBUDGETRESPONSE']._serialized_end=748
+  _globals['_DELETEBUDGETREQUEST']._serialized_start=750
+  _globals['_DELETEBUDGETREQUEST']._serialized_end=826
+  _globals['_DELETEBUDGETRESPONSE']._serialized_start=828
+  _globals['_DELETEBUDGETRESPONSE']._serialized_end=850
+  _globals['_GETBUDGETSTATUSREQUEST']._serialized_start=852
+  _globals['_GETBUDGETSTATUSREQUEST']._serialized_end=905
+  _globals['_GETBUDGETSTATUSRESPONSE']._serialized_start=907
+  _globals['_GETBUDGETSTATUSRESPONSE']._serialized_end=981
+  _globals['_LISTBUDGETSTATUSESREQUEST']._serialized_start=984
+  _globals['_LISTBUDGETSTATUSESREQUEST']._serialized_end=1182
+  _globals['_LISTBUDGETSTATUSESRESPONSE']._serialized_start=1184
+  _globals['_LISTBUDGETSTATUSESRESPONSE']._serialized_end=1305
+  _globals['_BUDGETSERVICE']._serialized_start=1308
+  _globals['_BUDGETSERVICE']._serialized_end=1925
 # @@protoc_insertion_point(module_scope)

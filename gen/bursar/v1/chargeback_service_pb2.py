@@ -26,7 +26,7 @@ from bursar.v1 import report_pb2 as bursar_dot_v1_dot_report__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"bursar/v1/chargeback_service.proto\x12\tbursar.v1\x1a\x16\x62ursar/v1/report.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x01\n&ChargebackServiceGenerateReportRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x33\n\tfrom_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\"V\n\'ChargebackServiceGenerateReportResponse\x12+\n\x06report\x18\x01 \x01(\x0b\x32\x1b.bursar.v1.ChargebackReport\"6\n!ChargebackServiceGetReportRequest\x12\x11\n\treport_id\x18\x01 \x01(\t\"Q\n\"ChargebackServiceGetReportResponse\x12+\n\x06report\x18\x01 \x01(\x0b\x32\x1b.bursar.v1.ChargebackReport\"_\n#ChargebackServiceListReportsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"m\n$ChargebackServiceListReportsResponse\x12,\n\x07reports\x18\x01 \x03(\x0b\x32\x1b.bursar.v1.ChargebackReport\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n$ChargebackServiceDeleteReportRequest\x12\x11\n\treport_id\x18\x01 \x01(\t\"\'\n%ChargebackServiceDeleteReportResponse\"d\n&ChargebackServiceDownloadReportRequest\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.bursar.v1.ReportFormat\"_\n\'ChargebackServiceDownloadReportResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x66ilename\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t2\xde\x04\n\x11\x43hargebackService\x12w\n\x0eGenerateReport\x12\x31.bursar.v1.ChargebackServiceGenerateReportRequest\x1a\x32.bursar.v1.ChargebackServiceGenerateReportResponse\x12m\n\tGetReport\x12,.bursar.v1.ChargebackServiceGetReportRequest\x1a-.bursar.v1.ChargebackServiceGetReportResponse\"\x03\x90\x02\x01\x12s\n\x0bListReports\x12..bursar.v1.ChargebackServiceListReportsRequest\x1a/.bursar.v1.ChargebackServiceListReportsResponse\"\x03\x90\x02\x01\x12q\n\x0c\x44\x65leteReport\x12/.bursar.v1.ChargebackServiceDeleteReportRequest\x1a\x30.bursar.v1.ChargebackServiceDeleteReportResponse\x12y\n\x0e\x44ownloadReport\x12\x31.bursar.v1.ChargebackServiceDownloadReportRequest\x1a\x32.bursar.v1.ChargebackServiceDownloadReportResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"bursar/v1/chargeback_service.proto\x12\tbursar.v1\x1a\x16\x62ursar/v1/report.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x01\n&ChargebackServiceGenerateReportRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x33\n\tfrom_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\"^\n\'ChargebackServiceGenerateReportResponse\x12\x33\n\x06report\x18\x01 \x01(\x0b\x32\x1b.bursar.v1.ChargebackReportR\x06report\"@\n!ChargebackServiceGetReportRequest\x12\x1b\n\treport_id\x18\x01 \x01(\tR\x08reportId\"Y\n\"ChargebackServiceGetReportResponse\x12\x33\n\x06report\x18\x01 \x01(\x0b\x32\x1b.bursar.v1.ChargebackReportR\x06report\"~\n#ChargebackServiceListReportsRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x85\x01\n$ChargebackServiceListReportsResponse\x12\x35\n\x07reports\x18\x01 \x03(\x0b\x32\x1b.bursar.v1.ChargebackReportR\x07reports\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"C\n$ChargebackServiceDeleteReportRequest\x12\x1b\n\treport_id\x18\x01 \x01(\tR\x08reportId\"\'\n%ChargebackServiceDeleteReportResponse\"v\n&ChargebackServiceDownloadReportRequest\x12\x1b\n\treport_id\x18\x01 \x01(\tR\x08reportId\x12/\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.bursar.v1.ReportFormatR\x06\x66ormat\"|\n\'ChargebackServiceDownloadReportResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\x12\x1a\n\x08\x66ilename\x18\x02 \x01(\tR\x08\x66ilename\x12!\n\x0c\x63ontent_type\x18\x03 \x01(\tR\x0b\x63ontentType2\xde\x04\n\x11\x43hargebackService\x12w\n\x0eGenerateReport\x12\x31.bursar.v1.ChargebackServiceGenerateReportRequest\x1a\x32.bursar.v1.ChargebackServiceGenerateReportResponse\x12m\n\tGetReport\x12,.bursar.v1.ChargebackServiceGetReportRequest\x1a-.bursar.v1.ChargebackServiceGetReportResponse\"\x03\x90\x02\x01\x12s\n\x0bListReports\x12..bursar.v1.ChargebackServiceListReportsRequest\x1a/.bursar.v1.ChargebackServiceListReportsResponse\"\x03\x90\x02\x01\x12q\n\x0c\x44\x65leteReport\x12/.bursar.v1.ChargebackServiceDeleteReportRequest\x1a\x30.bursar.v1.ChargebackServiceDeleteReportResponse\x12y\n\x0e\x44ownloadReport\x12\x31.bursar.v1.ChargebackServiceDownloadReportRequest\x1a\x32.bursar.v1.ChargebackServiceDownloadReportResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHARGEBACKSERVICE'].methods_by_name['ListReports']._loaded_options = None
   _globals['_CHARGEBACKSERVICE'].methods_by_name['ListReports']._serialized_options = b'\220\002\001'
   _globals['_CHARGEBACKSERVICEGENERATEREPORTREQUEST']._serialized_start=107
-  _globals['_CHARGEBACKSERVICEGENERATEREPORTREQUEST']._serialized_end=268
-  _globals['_CHARGEBACKSERVICEGENERATEREPORTRESPONSE']._serialized_start=270
-  _globals['_CHARGEBACKSERVICEGENERATEREPORTRESPONSE']._serialized_end=356
-  _globals['_CHARGEBACKSERVICEGETREPORTREQUEST']._serialized_start=358
-  _globals['_CHARGEBACKSERVICEGETREPORTREQUEST']._serialized_end=412
-  _globals['_CHARGEBACKSERVICEGETREPORTRESPONSE']._serialized_start=414
-  _globals['_CHARGEBACKSERVICEGETREPORTRESPONSE']._serialized_end=495
-  _globals['_CHARGEBACKSERVICELISTREPORTSREQUEST']._serialized_start=497
-  _globals['_CHARGEBACKSERVICELISTREPORTSREQUEST']._serialized_end=592
-  _globals['_CHARGEBACKSERVICELISTREPORTSRESPONSE']._serialized_start=594
-  _globals['_CHARGEBACKSERVICELISTREPORTSRESPONSE']._serialized_end=703
-  _globals['_CHARGEBACKSERVICEDELETEREPORTREQUEST']._serialized_start=705
-  _globals['_CHARGEBACKSERVICEDELETEREPORTREQUEST']._serialized_end=762
-  _globals['_CHARGEBACKSERVICEDELETEREPORTRESPONSE']._serialized_start=764
-  _globals['_CHARGEBACKSERVICEDELETEREPORTRESPONSE']._serialized_end=803
-  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTREQUEST']._serialized_start=805
-  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTREQUEST']._serialized_end=905
-  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTRESPONSE']._serialized_start=907
-  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTRESPONSE']._serialized_end=1002
-  _globals['_CHARGEBACKSERVICE']._serialized_start=1005
-  _globals['_CHARGEBACKSERVICE']._serialized_end=1611
+  _globals['_CHARGEBACKSERVICEGENERATEREPORTREQUEST']._serialized_end=278
+  _globals['_CHARGEBACKSERVICEGENERATEREPORTRESPONSE']._serialized_start=280
+  _globals['_CHARGEBACKSERVICEGENERATEREPORTRESPONSE']._serialized_end=374
+  _globals['_CHARGEBACKSERVICEGETREPORTREQUEST']._serialized_start=376
+  _globals['_CHARGEBACKSERVICEGETREPORTREQUEST']._serialized_end=440
+  _globals['_CHARGEBACKSERVICEGETREPORTRESPONSE']._serialized_start=442
+  _globals['_CHARGEBACKSERVICEGETREPORTRESPONSE']._serialized_end=531
+  _globals['_CHARGEBACKSERVICELISTREPORTSREQUEST']._serialized_start=533
+  _globals['_CHARGEBACKSERVICELISTREPORTSREQUEST']._serialized_end=659
+  _globals['_CHARGEBACKSERVICELISTREPORTSRESPONSE']._serialized_start=662
+  _globals['_CHARGEBACKSERVICELISTREPORTSRESPONSE']._serialized_end=795
+  _globals['_CHARGEBACKSERVICEDELETEREPORTREQUEST']._serialized_start=797
+  _globals['_CHARGEBACKSERVICEDELETEREPORTREQUEST']._serialized_end=864
+  _globals['_CHARGEBACKSERVICEDELETEREPORTRESPONSE']._serialized_start=866
+  _globals['_CHARGEBACKSERVICEDELETEREPORTRESPONSE']._serialized_end=905
+  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTREQUEST']._serialized_start=907
+  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTREQUEST']._serialized_end=1025
+  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTRESPONSE']._serialized_start=1027
+  _globals['_CHARGEBACKSERVICEDOWNLOADREPORTRESPONSE']._serialized_end=1151
+  _globals['_CHARGEBACKSERVICE']._serialized_start=1154
+  _globals['_CHARGEBACKSERVICE']._serialized_end=1760
 # @@protoc_insertion_point(module_scope)

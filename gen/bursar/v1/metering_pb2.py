@@ -26,27 +26,27 @@ from bursar.v1 import errors_pb2 as bursar_dot_v1_dot_errors__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62ursar/v1/metering.proto\x12\tbursar.v1\x1a\x16\x62ursar/v1/errors.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x02\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_5m_tokens\x18\x04 \x01(\x03\x12\x1d\n\x15\x63\x61\x63he_write_1h_tokens\x18\x05 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\x03\x12\x1a\n\x12input_audio_tokens\x18\x07 \x01(\x03\x12\x1b\n\x13output_audio_tokens\x18\x08 \x01(\x03\x12\x1a\n\x12input_image_tokens\x18\t \x01(\x03\x12\x1b\n\x13output_image_tokens\x18\n \x01(\x03\x12\x0e\n\x06images\x18\x0b \x01(\x03\x12\x14\n\x0cweb_searches\x18\x0c \x01(\x03\x12\x10\n\x08requests\x18\r \x01(\x03\"Q\n\tUsageItem\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cservice_tier\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.bursar.v1.Usage\"\xc7\x02\n\x06\x44\x65nial\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tbudget_id\x18\x03 \x01(\t\x12\r\n\x05scope\x18\x04 \x01(\t\x12\x16\n\tlimit_usd\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tspent_usd\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x35\n\x11period_reset_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tretryable\x18\x08 \x01(\x08\x12\x0f\n\x07message\x18\t \x01(\t\x12\x19\n\x0climit_tokens\x18\n \x01(\x03H\x02\x88\x01\x01\x12\x19\n\x0cspent_tokens\x18\x0b \x01(\x03H\x03\x88\x01\x01\x42\x0c\n\n_limit_usdB\x0c\n\n_spent_usdB\x0f\n\r_limit_tokensB\x0f\n\r_spent_tokens\"}\n\x07Posting\x12\x12\n\x08grant_id\x18\x01 \x01(\tH\x00\x12\x13\n\tbudget_id\x18\x02 \x01(\tH\x00\x12\x19\n\x0c\x61mount_nanos\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x12\n\nperiod_key\x18\x04 \x01(\tB\t\n\x07\x61\x63\x63ountB\x0f\n\r_amount_nanos\"[\n\nFiredAlert\x12\x11\n\tbudget_id\x18\x01 \x01(\t\x12\x15\n\rthreshold_pct\x18\x02 \x01(\x05\x12\x12\n\nperiod_key\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x92\x01\n\tItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.bursar.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12/\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*w\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SUCCESS\x10\x01\x12\x13\n\x0fOUTCOME_PARTIAL\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04*K\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62ursar/v1/metering.proto\x12\tbursar.v1\x1a\x16\x62ursar/v1/errors.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x04\n\x05Usage\x12!\n\x0cinput_tokens\x18\x01 \x01(\x03R\x0binputTokens\x12#\n\routput_tokens\x18\x02 \x01(\x03R\x0coutputTokens\x12*\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x03R\x0f\x63\x61\x63heReadTokens\x12\x31\n\x15\x63\x61\x63he_write_5m_tokens\x18\x04 \x01(\x03R\x12\x63\x61\x63heWrite5mTokens\x12\x31\n\x15\x63\x61\x63he_write_1h_tokens\x18\x05 \x01(\x03R\x12\x63\x61\x63heWrite1hTokens\x12)\n\x10reasoning_tokens\x18\x06 \x01(\x03R\x0freasoningTokens\x12,\n\x12input_audio_tokens\x18\x07 \x01(\x03R\x10inputAudioTokens\x12.\n\x13output_audio_tokens\x18\x08 \x01(\x03R\x11outputAudioTokens\x12,\n\x12input_image_tokens\x18\t \x01(\x03R\x10inputImageTokens\x12.\n\x13output_image_tokens\x18\n \x01(\x03R\x11outputImageTokens\x12\x16\n\x06images\x18\x0b \x01(\x03R\x06images\x12!\n\x0cweb_searches\x18\x0c \x01(\x03R\x0bwebSearches\x12\x1a\n\x08requests\x18\r \x01(\x03R\x08requests\"l\n\tUsageItem\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12!\n\x0cservice_tier\x18\x02 \x01(\tR\x0bserviceTier\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x10.bursar.v1.UsageR\x05usage\"\xb9\x03\n\x06\x44\x65nial\x12\x12\n\x04\x63ode\x18\x01 \x01(\tR\x04\x63ode\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1b\n\tbudget_id\x18\x03 \x01(\tR\x08\x62udgetId\x12\x14\n\x05scope\x18\x04 \x01(\tR\x05scope\x12 \n\tlimit_usd\x18\x05 \x01(\x01H\x00R\x08limitUsd\x88\x01\x01\x12 \n\tspent_usd\x18\x06 \x01(\x01H\x01R\x08spentUsd\x88\x01\x01\x12\x46\n\x11period_reset_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fperiodResetTime\x12\x1c\n\tretryable\x18\x08 \x01(\x08R\tretryable\x12\x18\n\x07message\x18\t \x01(\tR\x07message\x12&\n\x0climit_tokens\x18\n \x01(\x03H\x02R\x0blimitTokens\x88\x01\x01\x12&\n\x0cspent_tokens\x18\x0b \x01(\x03H\x03R\x0bspentTokens\x88\x01\x01\x42\x0c\n\n_limit_usdB\x0c\n\n_spent_usdB\x0f\n\r_limit_tokensB\x0f\n\r_spent_tokens\"\xa8\x01\n\x07Posting\x12\x1b\n\x08grant_id\x18\x01 \x01(\tH\x00R\x07grantId\x12\x1d\n\tbudget_id\x18\x02 \x01(\tH\x00R\x08\x62udgetId\x12&\n\x0c\x61mount_nanos\x18\x03 \x01(\x03H\x01R\x0b\x61mountNanos\x88\x01\x01\x12\x1d\n\nperiod_key\x18\x04 \x01(\tR\tperiodKeyB\t\n\x07\x61\x63\x63ountB\x0f\n\r_amount_nanos\"\x87\x01\n\nFiredAlert\x12\x1b\n\tbudget_id\x18\x01 \x01(\tR\x08\x62udgetId\x12#\n\rthreshold_pct\x18\x02 \x01(\x05R\x0cthresholdPct\x12\x1d\n\nperiod_key\x18\x03 \x01(\tR\tperiodKey\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\"\xbc\x01\n\tItemError\x12\x12\n\x04\x63ode\x18\x01 \x01(\x05R\x04\x63ode\x12.\n\x06reason\x18\x02 \x01(\x0e\x32\x16.bursar.v1.ErrorReasonR\x06reason\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\x12\x14\n\x05\x66ield\x18\x04 \x01(\tR\x05\x66ield\x12;\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nserverTime*w\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_SUCCESS\x10\x01\x12\x13\n\x0fOUTCOME_PARTIAL\x10\x02\x12\x12\n\x0eOUTCOME_FAILED\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04*K\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bursar.v1.metering_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=1218
-  _globals['_OUTCOME']._serialized_end=1337
-  _globals['_DECISION']._serialized_start=1339
-  _globals['_DECISION']._serialized_end=1414
+  _globals['_OUTCOME']._serialized_start=1696
+  _globals['_OUTCOME']._serialized_end=1815
+  _globals['_DECISION']._serialized_start=1817
+  _globals['_DECISION']._serialized_end=1892
   _globals['_USAGE']._serialized_start=97
-  _globals['_USAGE']._serialized_end=434
-  _globals['_USAGEITEM']._serialized_start=436
-  _globals['_USAGEITEM']._serialized_end=517
-  _globals['_DENIAL']._serialized_start=520
-  _globals['_DENIAL']._serialized_end=847
-  _globals['_POSTING']._serialized_start=849
-  _globals['_POSTING']._serialized_end=974
-  _globals['_FIREDALERT']._serialized_start=976
-  _globals['_FIREDALERT']._serialized_end=1067
-  _globals['_ITEMERROR']._serialized_start=1070
-  _globals['_ITEMERROR']._serialized_end=1216
+  _globals['_USAGE']._serialized_end=640
+  _globals['_USAGEITEM']._serialized_start=642
+  _globals['_USAGEITEM']._serialized_end=750
+  _globals['_DENIAL']._serialized_start=753
+  _globals['_DENIAL']._serialized_end=1194
+  _globals['_POSTING']._serialized_start=1197
+  _globals['_POSTING']._serialized_end=1365
+  _globals['_FIREDALERT']._serialized_start=1368
+  _globals['_FIREDALERT']._serialized_end=1503
+  _globals['_ITEMERROR']._serialized_start=1506
+  _globals['_ITEMERROR']._serialized_end=1694
 # @@protoc_insertion_point(module_scope)

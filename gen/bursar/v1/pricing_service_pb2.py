@@ -26,7 +26,7 @@ from bursar.v1 import price_pb2 as bursar_dot_v1_dot_price__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62ursar/v1/pricing_service.proto\x12\tbursar.v1\x1a\x15\x62ursar/v1/price.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x12\x43reatePriceRequest\x12\x1f\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.Price\"6\n\x13\x43reatePriceResponse\x12\x1f\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.Price\"\x96\x01\n\x11ListPricesRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12&\n\x06source\x18\x04 \x01(\x0e\x32\x16.bursar.v1.PriceSource\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"O\n\x12ListPricesResponse\x12 \n\x06prices\x18\x01 \x03(\x0b\x32\x10.bursar.v1.Price\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x12UpdatePriceRequest\x12\x1f\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.Price\"6\n\x13UpdatePriceResponse\x12\x1f\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.Price\"&\n\x12\x44\x65letePriceRequest\x12\x10\n\x08price_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65letePriceResponse\"\x8b\x01\n\x12LookupPriceRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cservice_tier\x18\x04 \x01(\t\x12+\n\x07\x61t_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\x13LookupPriceResponse\x12\x1f\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.Price2\x9d\x03\n\x0ePricingService\x12L\n\x0b\x43reatePrice\x12\x1d.bursar.v1.CreatePriceRequest\x1a\x1e.bursar.v1.CreatePriceResponse\x12N\n\nListPrices\x12\x1c.bursar.v1.ListPricesRequest\x1a\x1d.bursar.v1.ListPricesResponse\"\x03\x90\x02\x01\x12L\n\x0bUpdatePrice\x12\x1d.bursar.v1.UpdatePriceRequest\x1a\x1e.bursar.v1.UpdatePriceResponse\x12L\n\x0b\x44\x65letePrice\x12\x1d.bursar.v1.DeletePriceRequest\x1a\x1e.bursar.v1.DeletePriceResponse\x12Q\n\x0bLookupPrice\x12\x1d.bursar.v1.LookupPriceRequest\x1a\x1e.bursar.v1.LookupPriceResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62ursar/v1/pricing_service.proto\x12\tbursar.v1\x1a\x15\x62ursar/v1/price.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"<\n\x12\x43reatePriceRequest\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.PriceR\x05price\"=\n\x13\x43reatePriceResponse\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.PriceR\x05price\"\xce\x01\n\x11ListPricesRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x1a\n\x08provider\x18\x02 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12.\n\x06source\x18\x04 \x01(\x0e\x32\x16.bursar.v1.PriceSourceR\x06source\x12\x1b\n\tpage_size\x18\x05 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x06 \x01(\tR\tpageToken\"f\n\x12ListPricesResponse\x12(\n\x06prices\x18\x01 \x03(\x0b\x32\x10.bursar.v1.PriceR\x06prices\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"<\n\x12UpdatePriceRequest\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.PriceR\x05price\"=\n\x13UpdatePriceResponse\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.PriceR\x05price\"/\n\x12\x44\x65letePriceRequest\x12\x19\n\x08price_id\x18\x01 \x01(\tR\x07priceId\"\x15\n\x13\x44\x65letePriceResponse\"\xbb\x01\n\x12LookupPriceRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x1a\n\x08provider\x18\x02 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x03 \x01(\tR\x05model\x12!\n\x0cservice_tier\x18\x04 \x01(\tR\x0bserviceTier\x12\x33\n\x07\x61t_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x06\x61tTime\"=\n\x13LookupPriceResponse\x12&\n\x05price\x18\x01 \x01(\x0b\x32\x10.bursar.v1.PriceR\x05price2\x9d\x03\n\x0ePricingService\x12L\n\x0b\x43reatePrice\x12\x1d.bursar.v1.CreatePriceRequest\x1a\x1e.bursar.v1.CreatePriceResponse\x12N\n\nListPrices\x12\x1c.bursar.v1.ListPricesRequest\x1a\x1d.bursar.v1.ListPricesResponse\"\x03\x90\x02\x01\x12L\n\x0bUpdatePrice\x12\x1d.bursar.v1.UpdatePriceRequest\x1a\x1e.bursar.v1.UpdatePriceResponse\x12L\n\x0b\x44\x65letePrice\x12\x1d.bursar.v1.DeletePriceRequest\x1a\x1e.bursar.v1.DeletePriceResponse\x12Q\n\x0bLookupPrice\x12\x1d.bursar.v1.LookupPriceRequest\x1a\x1e.bursar.v1.LookupPriceResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRICINGSERVICE'].methods_by_name['LookupPrice']._loaded_options = None
   _globals['_PRICINGSERVICE'].methods_by_name['LookupPrice']._serialized_options = b'\220\002\001'
   _globals['_CREATEPRICEREQUEST']._serialized_start=102
-  _globals['_CREATEPRICEREQUEST']._serialized_end=155
-  _globals['_CREATEPRICERESPONSE']._serialized_start=157
-  _globals['_CREATEPRICERESPONSE']._serialized_end=211
-  _globals['_LISTPRICESREQUEST']._serialized_start=214
-  _globals['_LISTPRICESREQUEST']._serialized_end=364
-  _globals['_LISTPRICESRESPONSE']._serialized_start=366
-  _globals['_LISTPRICESRESPONSE']._serialized_end=445
-  _globals['_UPDATEPRICEREQUEST']._serialized_start=447
-  _globals['_UPDATEPRICEREQUEST']._serialized_end=500
-  _globals['_UPDATEPRICERESPONSE']._serialized_start=502
-  _globals['_UPDATEPRICERESPONSE']._serialized_end=556
-  _globals['_DELETEPRICEREQUEST']._serialized_start=558
-  _globals['_DELETEPRICEREQUEST']._serialized_end=596
-  _globals['_DELETEPRICERESPONSE']._serialized_start=598
-  _globals['_DELETEPRICERESPONSE']._serialized_end=619
-  _globals['_LOOKUPPRICEREQUEST']._serialized_start=622
-  _globals['_LOOKUPPRICEREQUEST']._serialized_end=761
-  _globals['_LOOKUPPRICERESPONSE']._serialized_start=763
-  _globals['_LOOKUPPRICERESPONSE']._serialized_end=817
-  _globals['_PRICINGSERVICE']._serialized_start=820
-  _globals['_PRICINGSERVICE']._serialized_end=1233
+  _globals['_CREATEPRICEREQUEST']._serialized_end=162
+  _globals['_CREATEPRICERESPONSE']._serialized_start=164
+  _globals['_CREATEPRICERESPONSE']._serialized_end=225
+  _globals['_LISTPRICESREQUEST']._serialized_start=228
+  _globals['_LISTPRICESREQUEST']._serialized_end=434
+  _globals['_LISTPRICESRESPONSE']._serialized_start=436
+  _globals['_LISTPRICESRESPONSE']._serialized_end=538
+  _globals['_UPDATEPRICEREQUEST']._serialized_start=540
+  _globals['_UPDATEPRICEREQUEST']._serialized_end=600
+  _globals['_UPDATEPRICERESPONSE']._serialized_start=602
+  _globals['_UPDATEPRICERESPONSE']._serialized_end=663
+  _globals['_DELETEPRICEREQUEST']._serialized_start=665
+  _globals['_DELETEPRICEREQUEST']._serialized_end=712
+  _globals['_DELETEPRICERESPONSE']._serialized_start=714
+  _globals['_DELETEPRICERESPONSE']._serialized_end=735
+  _globals['_LOOKUPPRICEREQUEST']._serialized_start=738
+  _globals['_LOOKUPPRICEREQUEST']._serialized_end=925
+  _globals['_LOOKUPPRICERESPONSE']._serialized_start=927
+  _globals['_LOOKUPPRICERESPONSE']._serialized_end=988
+  _globals['_PRICINGSERVICE']._serialized_start=991
+  _globals['_PRICINGSERVICE']._serialized_end=1404
 # @@protoc_insertion_point(module_scope)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62ursar/v1/report.proto\x12\tbursar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x03\n\x10\x43hargebackReport\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x33\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x32\n\x0egenerated_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cgenerated_by\x18\x06 \x01(\t\x12\x16\n\ttotal_usd\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0e\x63ontent_sha256\x18\x08 \x01(\t\x12/\n\x0b\x63utoff_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0btotal_nanos\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x15\n\x08requests\x18\x0b \x01(\x03H\x02\x88\x01\x01\x12\x13\n\x0btenant_name\x18\x0c \x01(\tB\x0c\n\n_total_usdB\x0e\n\x0c_total_nanosB\x0b\n\t_requests*\\\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x01\x12\x15\n\x11REPORT_FORMAT_CSV\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62ursar/v1/report.proto\x12\tbursar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x04\n\x10\x43hargebackReport\x12\x1b\n\treport_id\x18\x01 \x01(\tR\x08reportId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x33\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x41\n\x0egenerated_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rgeneratedTime\x12!\n\x0cgenerated_by\x18\x06 \x01(\tR\x0bgeneratedBy\x12 \n\ttotal_usd\x18\x07 \x01(\x01H\x00R\x08totalUsd\x88\x01\x01\x12%\n\x0e\x63ontent_sha256\x18\x08 \x01(\tR\rcontentSha256\x12;\n\x0b\x63utoff_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncutoffTime\x12$\n\x0btotal_nanos\x18\n \x01(\x03H\x01R\ntotalNanos\x88\x01\x01\x12\x1f\n\x08requests\x18\x0b \x01(\x03H\x02R\x08requests\x88\x01\x01\x12\x1f\n\x0btenant_name\x18\x0c \x01(\tR\ntenantNameB\x0c\n\n_total_usdB\x0e\n\x0c_total_nanosB\x0b\n\t_requests*\\\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x01\x12\x15\n\x11REPORT_FORMAT_CSV\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bursar.v1.report_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPORTFORMAT']._serialized_start=515
-  _globals['_REPORTFORMAT']._serialized_end=607
+  _globals['_REPORTFORMAT']._serialized_start=634
+  _globals['_REPORTFORMAT']._serialized_end=726
   _globals['_CHARGEBACKREPORT']._serialized_start=71
-  _globals['_CHARGEBACKREPORT']._serialized_end=513
+  _globals['_CHARGEBACKREPORT']._serialized_end=632
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62ursar/v1/tenant.proto\x12\tbursar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x02\n\x06Tenant\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.bursar.v1.TenantStatus\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x31\n\x08metadata\x18\x05 \x03(\x0b\x32\x1f.bursar.v1.Tenant.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc2\x03\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nmasked_key\x18\x04 \x01(\t\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12\x1c\n\x0fservice_account\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x1a\n\ract_for_users\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x1d\n\x10trust_user_field\x18\x08 \x01(\x08H\x02\x88\x01\x01\x12\x38\n\x0c\x64\x65\x66\x61ult_tags\x18\t \x03(\x0b\x32\".bursar.v1.ApiKey.DefaultTagsEntry\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x32\n\x10\x44\x65\x66\x61ultTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_service_accountB\x10\n\x0e_act_for_usersB\x13\n\x11_trust_user_field\"\xc7\x01\n\x05Group\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0fparent_group_id\x18\x04 \x01(\t\x12\x10\n\x08user_ids\x18\x05 \x03(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*d\n\x0cTenantStatus\x12\x1d\n\x19TENANT_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14TENANT_STATUS_ACTIVE\x10\x01\x12\x1b\n\x17TENANT_STATUS_SUSPENDED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62ursar/v1/tenant.proto\x12\tbursar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x02\n\x06Tenant\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12/\n\x06status\x18\x03 \x01(\x0e\x32\x17.bursar.v1.TenantStatusR\x06status\x12\x16\n\x06region\x18\x04 \x01(\tR\x06region\x12;\n\x08metadata\x18\x05 \x03(\x0b\x32\x1f.bursar.v1.Tenant.MetadataEntryR\x08metadata\x12;\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x1a;\n\rMetadataEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xca\x04\n\x06\x41piKey\x12\x15\n\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12\x1d\n\nmasked_key\x18\x04 \x01(\tR\tmaskedKey\x12\x17\n\x07user_id\x18\x05 \x01(\tR\x06userId\x12,\n\x0fservice_account\x18\x06 \x01(\x08H\x00R\x0eserviceAccount\x88\x01\x01\x12\'\n\ract_for_users\x18\x07 \x01(\x08H\x01R\x0b\x61\x63tForUsers\x88\x01\x01\x12-\n\x10trust_user_field\x18\x08 \x01(\x08H\x02R\x0etrustUserField\x88\x01\x01\x12\x45\n\x0c\x64\x65\x66\x61ult_tags\x18\t \x03(\x0b\x32\".bursar.v1.ApiKey.DefaultTagsEntryR\x0b\x64\x65\x66\x61ultTags\x12;\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0brevoke_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nrevokeTime\x1a>\n\x10\x44\x65\x66\x61ultTagsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x12\n\x10_service_accountB\x10\n\x0e_act_for_usersB\x13\n\x11_trust_user_field\"\x90\x02\n\x05Group\x12\x19\n\x08group_id\x18\x01 \x01(\tR\x07groupId\x12\x1b\n\ttenant_id\x18\x02 \x01(\tR\x08tenantId\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12&\n\x0fparent_group_id\x18\x04 \x01(\tR\rparentGroupId\x12\x19\n\x08user_ids\x18\x05 \x03(\tR\x07userIds\x12;\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime*d\n\x0cTenantStatus\x12\x1d\n\x19TENANT_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14TENANT_STATUS_ACTIVE\x10\x01\x12\x1b\n\x17TENANT_STATUS_SUSPENDED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANT_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_APIKEY_DEFAULTTAGSENTRY']._loaded_options = None
   _globals['_APIKEY_DEFAULTTAGSENTRY']._serialized_options = b'8\001'
-  _globals['_TENANTSTATUS']._serialized_start=1024
-  _globals['_TENANTSTATUS']._serialized_end=1124
+  _globals['_TENANTSTATUS']._serialized_start=1311
+  _globals['_TENANTSTATUS']._serialized_end=1411
   _globals['_TENANT']._serialized_start=71
-  _globals['_TENANT']._serialized_end=367
-  _globals['_TENANT_METADATAENTRY']._serialized_start=320
-  _globals['_TENANT_METADATAENTRY']._serialized_end=367
-  _globals['_APIKEY']._serialized_start=370
-  _globals['_APIKEY']._serialized_end=820
-  _globals['_APIKEY_DEFAULTTAGSENTRY']._serialized_start=711
-  _globals['_APIKEY_DEFAULTTAGSENTRY']._serialized_end=761
-  _globals['_GROUP']._serialized_start=823
-  _globals['_GROUP']._serialized_end=1022
+  _globals['_TENANT']._serialized_end=445
+  _globals['_TENANT_METADATAENTRY']._serialized_start=386
+  _globals['_TENANT_METADATAENTRY']._serialized_end=445
+  _globals['_APIKEY']._serialized_start=448
+  _globals['_APIKEY']._serialized_end=1034
+  _globals['_APIKEY_DEFAULTTAGSENTRY']._serialized_start=913
+  _globals['_APIKEY_DEFAULTTAGSENTRY']._serialized_end=975
+  _globals['_GROUP']._serialized_start=1037
+  _globals['_GROUP']._serialized_end=1309
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from bursar.v1 import usage_pb2 as bursar_dot_v1_dot_usage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62ursar/v1/usage_service.proto\x12\tbursar.v1\x1a\x15\x62ursar/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x02\n\x16ListCostRecordsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x12\n\napi_key_id\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x33\n\tfrom_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\t\"Z\n\x17ListCostRecordsResponse\x12&\n\x07records\x18\x01 \x03(\x0b\x32\x15.bursar.v1.CostRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x02\n\x15GetCostSummaryRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x33\n\tfrom_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12*\n\x08group_by\x18\x04 \x03(\x0e\x32\x18.bursar.v1.CostDimension\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12\x12\n\napi_key_id\x18\x06 \x01(\t\x12\x10\n\x08provider\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\"\xde\x01\n\x16GetCostSummaryResponse\x12%\n\x06totals\x18\x01 \x01(\x0b\x32\x15.bursar.v1.CostTotals\x12$\n\x06groups\x18\x02 \x03(\x0b\x32\x14.bursar.v1.CostGroup\x12\x33\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x32\xc9\x01\n\x0cUsageService\x12]\n\x0fListCostRecords\x12!.bursar.v1.ListCostRecordsRequest\x1a\".bursar.v1.ListCostRecordsResponse\"\x03\x90\x02\x01\x12Z\n\x0eGetCostSummary\x12 .bursar.v1.GetCostSummaryRequest\x1a!.bursar.v1.GetCostSummaryResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62ursar/v1/usage_service.proto\x12\tbursar.v1\x1a\x15\x62ursar/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x02\n\x16ListCostRecordsRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x17\n\x07user_id\x18\x02 \x01(\tR\x06userId\x12\x1c\n\napi_key_id\x18\x03 \x01(\tR\x08\x61piKeyId\x12\x1a\n\x08provider\x18\x04 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x05 \x01(\tR\x05model\x12\x33\n\tfrom_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x1b\n\tpage_size\x18\x08 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\t \x01(\tR\tpageToken\x12\x1d\n\nrequest_id\x18\n \x01(\tR\trequestId\"r\n\x17ListCostRecordsResponse\x12/\n\x07records\x18\x01 \x03(\x0b\x32\x15.bursar.v1.CostRecordR\x07records\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb8\x02\n\x15GetCostSummaryRequest\x12\x1b\n\ttenant_id\x18\x01 \x01(\tR\x08tenantId\x12\x33\n\tfrom_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x33\n\x08group_by\x18\x04 \x03(\x0e\x32\x18.bursar.v1.CostDimensionR\x07groupBy\x12\x17\n\x07user_id\x18\x05 \x01(\tR\x06userId\x12\x1c\n\napi_key_id\x18\x06 \x01(\tR\x08\x61piKeyId\x12\x1a\n\x08provider\x18\x07 \x01(\tR\x08provider\x12\x14\n\x05model\x18\x08 \x01(\tR\x05model\"\xf9\x01\n\x16GetCostSummaryResponse\x12-\n\x06totals\x18\x01 \x01(\x0b\x32\x15.bursar.v1.CostTotalsR\x06totals\x12,\n\x06groups\x18\x02 \x03(\x0b\x32\x14.bursar.v1.CostGroupR\x06groups\x12\x33\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04\x66rom\x12/\n\x07to_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x02to\x12\x1c\n\ttruncated\x18\x05 \x01(\x08R\ttruncated2\xc9\x01\n\x0cUsageService\x12]\n\x0fListCostRecords\x12!.bursar.v1.ListCostRecordsRequest\x1a\".bursar.v1.ListCostRecordsResponse\"\x03\x90\x02\x01\x12Z\n\x0eGetCostSummary\x12 .bursar.v1.GetCostSummaryRequest\x1a!.bursar.v1.GetCostSummaryResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGESERVICE'].methods_by_name['GetCostSummary']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['GetCostSummary']._serialized_options = b'\220\002\001'
   _globals['_LISTCOSTRECORDSREQUEST']._serialized_start=101
-  _globals['_LISTCOSTRECORDSREQUEST']._serialized_end=375
-  _globals['_LISTCOSTRECORDSRESPONSE']._serialized_start=377
-  _globals['_LISTCOSTRECORDSRESPONSE']._serialized_end=467
-  _globals['_GETCOSTSUMMARYREQUEST']._serialized_start=470
-  _globals['_GETCOSTSUMMARYREQUEST']._serialized_end=728
-  _globals['_GETCOSTSUMMARYRESPONSE']._serialized_start=731
-  _globals['_GETCOSTSUMMARYRESPONSE']._serialized_end=953
-  _globals['_USAGESERVICE']._serialized_start=956
-  _globals['_USAGESERVICE']._serialized_end=1157
+  _globals['_LISTCOSTRECORDSREQUEST']._serialized_end=452
+  _globals['_LISTCOSTRECORDSRESPONSE']._serialized_start=454
+  _globals['_LISTCOSTRECORDSRESPONSE']._serialized_end=568
+  _globals['_GETCOSTSUMMARYREQUEST']._serialized_start=571
+  _globals['_GETCOSTSUMMARYREQUEST']._serialized_end=883
+  _globals['_GETCOSTSUMMARYRESPONSE']._serialized_start=886
+  _globals['_GETCOSTSUMMARYRESPONSE']._serialized_end=1135
+  _globals['_USAGESERVICE']._serialized_start=1138
+  _globals['_USAGESERVICE']._serialized_end=1339
 # @@protoc_insertion_point(module_scope)

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62ursar/v1/user.proto\x12\tbursar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x02\n\x04User\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x1d\n\x04role\x18\x05 \x01(\x0e\x32\x0f.bursar.v1.Role\x12%\n\x06status\x18\x06 \x01(\x0e\x32\x15.bursar.v1.UserStatus\x12\x1c\n\x0fservice_account\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\nrate_limit\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x12\n\x10_service_accountB\r\n\x0b_rate_limit*\xb7\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLE_PLATFORM_ADMIN\x10\x01\x12\x16\n\x12ROLE_BILLING_ADMIN\x10\x02\x12\x15\n\x11ROLE_TENANT_ADMIN\x10\x03\x12\x19\n\x15ROLE_TENANT_DEVELOPER\x10\x04\x12\x13\n\x0fROLE_GROUP_LEAD\x10\x05\x12\x0f\n\x0bROLE_MEMBER\x10\x06\x12\x10\n\x0cROLE_SIDECAR\x10\x07*w\n\nUserStatus\x12\x1b\n\x17USER_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12USER_STATUS_ACTIVE\x10\x01\x12\x1b\n\x17USER_STATUS_DEACTIVATED\x10\x02\x12\x17\n\x13USER_STATUS_DELETED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62ursar/v1/user.proto\x12\tbursar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x03\n\x04User\x12\x17\n\x07user_id\x18\x01 \x01(\tR\x06userId\x12\x14\n\x05\x65mail\x18\x02 \x01(\tR\x05\x65mail\x12\x1b\n\ttenant_id\x18\x03 \x01(\tR\x08tenantId\x12!\n\x0c\x64isplay_name\x18\x04 \x01(\tR\x0b\x64isplayName\x12#\n\x04role\x18\x05 \x01(\x0e\x32\x0f.bursar.v1.RoleR\x04role\x12-\n\x06status\x18\x06 \x01(\x0e\x32\x15.bursar.v1.UserStatusR\x06status\x12,\n\x0fservice_account\x18\x07 \x01(\x08H\x00R\x0eserviceAccount\x88\x01\x01\x12\"\n\nrate_limit\x18\x08 \x01(\x05H\x01R\trateLimit\x88\x01\x01\x12;\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTimeB\x12\n\x10_service_accountB\r\n\x0b_rate_limit*\xb7\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLE_PLATFORM_ADMIN\x10\x01\x12\x16\n\x12ROLE_BILLING_ADMIN\x10\x02\x12\x15\n\x11ROLE_TENANT_ADMIN\x10\x03\x12\x19\n\x15ROLE_TENANT_DEVELOPER\x10\x04\x12\x13\n\x0fROLE_GROUP_LEAD\x10\x05\x12\x0f\n\x0bROLE_MEMBER\x10\x06\x12\x10\n\x0cROLE_SIDECAR\x10\x07*w\n\nUserStatus\x12\x1b\n\x17USER_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12USER_STATUS_ACTIVE\x10\x01\x12\x1b\n\x17USER_STATUS_DEACTIVATED\x10\x02\x12\x17\n\x13USER_STATUS_DELETED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bursar.v1.user_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=409
-  _globals['_ROLE']._serialized_end=592
-  _globals['_USERSTATUS']._serialized_start=594
-  _globals['_USERSTATUS']._serialized_end=713
+  _globals['_ROLE']._serialized_start=512
+  _globals['_ROLE']._serialized_end=695
+  _globals['_USERSTATUS']._serialized_start=697
+  _globals['_USERSTATUS']._serialized_end=816
   _globals['_USER']._serialized_start=69
-  _globals['_USER']._serialized_end=406
+  _globals['_USER']._serialized_end=509
 # @@protoc_insertion_point(module_scope)
