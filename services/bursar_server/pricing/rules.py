@@ -1,0 +1,259 @@
+"""Which price counts for a call, and what the call costs by it (S15). Exact integers; rounded once per call."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from bursar_server.kit.money import divide_half_even
+from bursar_server.pricing.model import CallCost, Price, PriceSource, Rates, Usage
+
+# Rates are nanos per million units: units x rate is in millionths of a nano.
+UNITS_PER_RATE = 1_000_000
+
+_STRENGTH = {PriceSource.CATALOGUE: 0, PriceSource.PLATFORM: 1, PriceSource.TENANT: 2}
+
+# The rates that a token of input, or of output, can be charged at: an upper bound takes the dearest.
+_INPUT_RATES = (
+    "input",
+    "cache_read",
+    "cache_write",
+    "cache_write_1h",
+    "input_audio",
+    "input_image",
+    "cache_audio_read",
+)
+_OUTPUT_RATES = ("output", "output_audio", "output_image")
+
+_Rank = tuple[int, bool, bool, int, datetime, datetime, UUID]
+
+
+class CostParts(NamedTuple):
+    """What one item costs, unrounded: millionths of a nano."""
+
+    input: int
+    output: int
+    other: int
+
+
+def glob_matches(pattern: str, text: str) -> bool:
+    """Whether `text` matches a glob: `*` is any run of characters, `?` is any one; everything else is itself.
+
+    Case counts: whoever compares names of models lower-cases both. Never worse than length x length steps.
+    """
+    head, *rest = pattern.split("*")
+    if not rest:
+        return len(head) == len(text) and _fits(head, text, 0)
+    last = rest.pop()
+    if len(text) < len(head) + len(last) or not _fits(head, text, 0):
+        return False
+    end = len(text) - len(last)
+    if not _fits(last, text, end):
+        return False
+    position = len(head)
+    for piece in rest:
+        position = _find(piece, text, position, end)
+        if position < 0:
+            return False
+        position += len(piece)
+    return True
+
+
+def _fits(piece: str, text: str, start: int) -> bool:
+    """Whether `piece`, in which `?` is any character, stands in `text` at `start`."""
+    if "?" not in piece:
+        return text.startswith(piece, start)
+    window = text[start : start + len(piece)]
+    return len(window) == len(piece) and all(a in ("?", b) for a, b in zip(piece, window, strict=True))
+
+
+def _find(piece: str, text: str, start: int, end: int) -> int:
+    if "?" not in piece:
+        return text.find(piece, start, end)
+    places = range(start, end - len(piece) + 1)
+    return next((place for place in places if _fits(piece, text, place)), -1)
+
+
+def literals_of(pattern: str) -> int:
+    """Return how many characters of a glob stand for themselves: the more, the more specific."""
+    return len(pattern) - pattern.count("*") - pattern.count("?")
+
+
+def pick(prices: Iterable[Price], provider: str, model: str, service_tier: str, at: datetime) -> Price | None:
+    """Return the price that counts for a call that starts `at`, or None (S15).
+
+    Tenant rows win over platform rows, these over the catalogue; within those a row that names the provider, then one
+    that names the service tier, then the pattern with most literal characters, then the newest effective date. A tier
+    without a row of its own is charged by rows that name none. Upper and lower case are the same. Of rows equal in all
+    that, the one made last counts. `prices` holds no tenant's rows but the call's own.
+    """
+    return PriceIndex(prices).pick(provider, model, service_tier, at)
+
+
+class PriceIndex:
+    """Prices arranged so that one of thousands is found in microseconds; never changes once it is built."""
+
+    def __init__(self, prices: Iterable[Price]) -> None:
+        self._exact: dict[tuple[str, str], list[tuple[_Rank, Price]]] = {}
+        self._globs: dict[str, dict[str, list[tuple[str, _Rank, Price]]]] = {}
+        for price in prices:
+            pattern, provider = price.model_pattern.lower(), price.provider.lower()
+            rank = _rank(price)
+            if "*" not in pattern and "?" not in pattern:
+                self._exact.setdefault((provider, pattern), []).append((rank, price))
+                continue
+            prefix = pattern.replace("?", "*").partition("*")[0]
+            of_provider = self._globs.setdefault(provider, {})
+            of_provider.setdefault(prefix, []).append((pattern, rank, price))
+        self._lengths = {
+            provider: sorted({len(prefix) for prefix in by_prefix})
+            for provider, by_prefix in self._globs.items()
+        }
+
+    def pick(self, provider: str, model: str, service_tier: str, at: datetime) -> Price | None:
+        """Return the price that counts, or None: what `pick` says of the same prices."""
+        provider, model, service_tier = provider.lower(), model.lower(), service_tier.lower()
+        best: tuple[_Rank, Price] | None = None
+        for rank, price in self._candidates(provider, model):
+            if price.effective_time > at or price.service_tier.lower() not in ("", service_tier):
+                continue
+            if best is None or rank > best[0]:
+                best = (rank, price)
+        return best[1] if best else None
+
+    def _candidates(self, provider: str, model: str) -> Iterable[tuple[_Rank, Price]]:
+        for named in {provider, ""}:
+            yield from self._exact.get((named, model), ())
+            by_prefix = self._globs.get(named, {})
+            for length in self._lengths.get(named, ()):
+                for pattern, rank, price in by_prefix.get(model[:length], ()):
+                    if glob_matches(pattern, model):
+                        yield rank, price
+
+
+def _rank(price: Price) -> _Rank:
+    return (
+        _STRENGTH[price.source],
+        price.provider != "",
+        price.service_tier != "",
+        literals_of(price.model_pattern),
+        price.effective_time,
+        price.create_time,
+        price.price_id,
+    )
+
+
+def rates_at(price: Price, input_tokens: int) -> Rates:
+    """Return the rates for a whole call with that much input: each tier reached replaces what it names."""
+    rates = price.rates
+    for tier in sorted(price.tiers, key=lambda tier: tier.from_input_tokens):
+        if tier.from_input_tokens <= input_tokens:
+            rates = {**rates, **tier.rates}
+    return rates
+
+
+def cost_parts(usage: Usage, price: Price) -> CostParts:
+    """Return what one model's usage costs by a price, unrounded.
+
+    Cached, audio and image tokens are *of which* parts: the base rate is for the rest. Parts that exceed their whole are
+    cut to it, never refused: reads first, then writes; audio first, then images. A part without a rate costs what its
+    whole costs (an hour's cache writes what other writes cost). Requests count 1 when 0.
+    """
+    rates = rates_at(price, usage.input_tokens)
+    requests = usage.requests or 1
+    other = (
+        requests * rates.get("request", 0)
+        + usage.images * rates.get("image", 0)
+        + usage.web_searches * rates.get("web_search", 0)
+    )
+    return CostParts(_input_part(usage, rates), _output_part(usage, rates), other)
+
+
+def _input_part(usage: Usage, rates: Rates) -> int:
+    whole = usage.input_tokens
+    read = min(usage.cache_read_tokens, whole)
+    write = min(usage.cache_write_5m_tokens, whole - read)
+    write_1h = min(usage.cache_write_1h_tokens, whole - read - write)
+    cached = read + write + write_1h
+    audio = min(usage.input_audio_tokens, whole)
+    image = min(usage.input_image_tokens, whole - audio)
+    # Usage does not say which of the audio was cached: none, as far as the whole has room for both.
+    both = max(0, cached + audio + image - whole)
+    audio_read = min(both, audio, read)
+    image_cached = min(both - audio_read, image)
+    audio -= both - image_cached
+    image -= image_cached
+
+    base = rates.get("input", 0)
+    write_rate = rates.get("cache_write", base)
+    audio_rate = rates.get("input_audio", base)
+    read_rate = rates.get("cache_read", base)
+    audio_read_rate = rates.get("cache_audio_read", rates.get("cache_read", audio_rate))
+    return (
+        (whole - cached - audio - image) * base
+        + (read - audio_read) * read_rate
+        + audio_read * audio_read_rate
+        + write * write_rate
+        + write_1h * rates.get("cache_write_1h", write_rate)
+        + audio * audio_rate
+        + image * rates.get("input_image", base)
+    )
+
+
+def _output_part(usage: Usage, rates: Rates) -> int:
+    whole = usage.output_tokens
+    audio = min(usage.output_audio_tokens, whole)
+    image = min(usage.output_image_tokens, whole - audio)
+    base = rates.get("output", 0)
+    return (
+        (whole - audio - image) * base
+        + audio * rates.get("output_audio", base)
+        + image * rates.get("output_image", base)
+    )
+
+
+def call_cost(items: Sequence[tuple[Usage, Price | None]]) -> CallCost:
+    """Return what a call costs: the exact sum over its items, rounded once, half to even (S15).
+
+    The input is rounded; the other part is what input and other together round to, less the input; the output is the
+    remainder. So the parts sum to the total, none is negative, each is within a nano of its exact value, and one that
+    costs nothing shows 0. An item without a price costs nothing. A call that the provider did not bill has no items.
+    """
+    parts = [cost_parts(usage, price) for usage, price in items if price is not None]
+    inputs = sum(part.input for part in parts)
+    others = sum(part.other for part in parts)
+    outputs = sum(part.output for part in parts)
+    upto_input = divide_half_even(inputs, UNITS_PER_RATE)
+    upto_other = divide_half_even(inputs + others, UNITS_PER_RATE)
+    total = divide_half_even(inputs + others + outputs, UNITS_PER_RATE)
+    return CallCost(
+        input_nanos=upto_input, output_nanos=total - upto_other, other_nanos=upto_other - upto_input
+    )
+
+
+def upper_bound_nanos(price: Price, input_tokens: int, output_tokens: int) -> int:
+    """Return the most that one request with at most so many tokens can cost, in nanos, rounded up (S11).
+
+    Every token is taken at the dearest rate of its side that the price names, in any tier that the input can reach.
+    What is billed by the piece and made on the way (images, web searches) cannot be foreseen and is not in it.
+    """
+    levels: list[Mapping[str, int]] = [rates_at(price, 0)]
+    levels += [
+        rates_at(price, tier.from_input_tokens)
+        for tier in price.tiers
+        if tier.from_input_tokens <= input_tokens
+    ]
+    inputs = max(_dearest(rates, _INPUT_RATES) for rates in levels)
+    outputs = max(_dearest(rates, _OUTPUT_RATES) for rates in levels)
+    requests = max(rates.get("request", 0) for rates in levels)
+    numerator = input_tokens * inputs + output_tokens * outputs + requests
+    return -(-numerator // UNITS_PER_RATE)
+
+
+def _dearest(rates: Rates, names: Sequence[str]) -> int:
+    return max(rates.get(name, 0) for name in names)
+
+
+def is_free(price: Price) -> bool:
+    """Whether nothing that the price names costs anything: such a model always passes a Check (S10)."""
+    return not any(any(rates.values()) for rates in (price.rates, *(tier.rates for tier in price.tiers)))
