@@ -133,7 +133,7 @@ class Reader(Protocol):
         ...
 
     def end(self) -> bytes:
-        """The upstream body has ended: return what else may go to the app before the Deduct (normally nothing)."""
+        """Return what else may go to the app before the Deduct, the upstream body having ended (normally nothing)."""
         ...
 
     @property

@@ -1,0 +1,113 @@
+"""Google's Gemini API (`generativelanguage.googleapis.com`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+import orjson
+
+from bursar_sidecar.providers.base import ApiCall, Problem, Reader
+from bursar_sidecar.providers.gemini_answers import ANSWER, ArrayReader, GeminiStream
+from bursar_sidecar.providers.readers import reader_for
+from bursar_sidecar.providers.request import Request, positive
+from bursar_sidecar.usage import count, part
+
+_PATH = re.compile(r"(?:^|/)(?:models|tunedModels|endpoints)/([^/:]+):(\w+)$")
+
+#: Verbs of a model, each with the API's name here and whether an answer is metered.
+_VERBS = {
+    "generateContent": ("gemini.generate_content", True),
+    "streamGenerateContent": ("gemini.stream_generate_content", True),
+    "embedContent": ("gemini.embed_content", True),
+    "batchEmbedContents": ("gemini.embed_content", True),
+    "countTokens": ("gemini.count_tokens", False),
+}
+
+#: google.rpc.Code names by HTTP status (google/rpc/code.proto; it has none for 402).
+_STATUS_NAMES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    402: "RESOURCE_EXHAUSTED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    413: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+class Gemini:
+    """The dialect of Gemini: the model and the verb are in the path."""
+
+    @property
+    def name(self) -> str:
+        """The name that the configuration uses."""
+        return "gemini"
+
+    def open(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> ApiCall:  # noqa: ARG002
+        """Read a request; generating and embedding are metered."""
+        found = _PATH.search(unquote(path))
+        model, verb = (found.group(1), found.group(2)) if found is not None else ("", "")
+        api, metered = _VERBS.get(verb, ("gemini.other", False))
+        metered = metered and method == "POST"
+        request = Request(body)
+        return ApiCall(
+            api=api,
+            metered=metered,
+            model=model,
+            stream=verb == "streamGenerateContent",
+            input_tokens_estimate=request.input_tokens_estimate if metered else 0,
+            max_output_tokens=_max_output_tokens(api, request.document) if metered else None,
+            tags=request.tags,
+            body=request.edited(),
+        )
+
+    def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
+        """Return a fresh reader; a stream that is not SSE is one JSON array."""
+        if call.metered and call.stream and "json" in content_type and 200 <= status < 300:
+            return ArrayReader(call, status)
+        return reader_for(call, status, content_type, ANSWER, GeminiStream)
+
+    def credential_headers(self, api_key: str) -> dict[str, str]:
+        """Return Google's own header."""
+        return {"x-goog-api-key": api_key}
+
+    def error_body(self, problem: Problem, stream: bool) -> bytes:  # noqa: ARG002
+        """Return Google's error shape: `code` stays the number, the code for programs is the ErrorInfo's reason."""
+        info = {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": problem.code,
+            "domain": "bursar.dev",
+            "metadata": {name: _metadata_text(value) for name, value in problem.details.items()},
+        }
+        details: list[object] = [info]
+        if problem.retry_after_seconds is not None and problem.should_retry is not False:
+            delay = f"{problem.retry_after_seconds}s"
+            details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay})
+        error = {
+            "code": problem.status,
+            "message": problem.message,
+            "status": _STATUS_NAMES.get(problem.status, "UNKNOWN"),
+            "details": details,
+        }
+        return orjson.dumps({"error": error})
+
+
+def _metadata_text(value: object) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _max_output_tokens(api: str, asked: Mapping[str, object]) -> int | None:
+    """Return the most output tokens over all candidates; both spellings of proto3 JSON are read."""
+    if api == "gemini.embed_content":
+        return 0
+    config = part(asked.get("generationConfig")) or part(asked.get("generation_config"))
+    limit = positive(config.get("maxOutputTokens")) or positive(config.get("max_output_tokens"))
+    candidates = count(config.get("candidateCount")) or count(config.get("candidate_count"))
+    return None if limit is None else limit * max(candidates, 1)

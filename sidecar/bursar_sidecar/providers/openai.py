@@ -1,0 +1,108 @@
+"""OpenAI's API, and the many that copy it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+
+from bursar_sidecar.providers.base import ApiCall, Problem, Reader
+from bursar_sidecar.providers.openai_chat import CHAT, ChatStream
+from bursar_sidecar.providers.openai_responses import RESPONSE, ResponseStream
+from bursar_sidecar.providers.readers import reader_for
+from bursar_sidecar.providers.request import Request, positive
+from bursar_sidecar.usage import count, text
+
+CHAT_COMPLETIONS = "openai.chat_completions"
+COMPLETIONS = "openai.completions"
+RESPONSES = "openai.responses"
+EMBEDDINGS = "openai.embeddings"
+OTHER = "openai.other"
+
+#: What a legacy completion is limited to when the request sets no `max_tokens` (API reference).
+_COMPLETIONS_DEFAULT_TOKENS = 16
+
+_APIS = (
+    ("/chat/completions", CHAT_COMPLETIONS),
+    ("/completions", COMPLETIONS),
+    ("/responses", RESPONSES),
+    ("/responses/compact", RESPONSES),
+    ("/embeddings", EMBEDDINGS),
+)
+
+
+class OpenAI:
+    """The dialect of `api.openai.com`.
+
+    `inserts_usage`: whether the upstream reports a stream's usage only when `stream_options.include_usage` asks.
+    """
+
+    def __init__(self, inserts_usage: bool = True) -> None:
+        self._inserts_usage = inserts_usage
+
+    @property
+    def name(self) -> str:
+        """The name that the configuration uses."""
+        return "openai"
+
+    def open(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> ApiCall:  # noqa: ARG002
+        """Read a request. Only creating is metered: reading a response again repeats a usage already billed."""
+        api = _api(method, path)
+        metered = api is not OTHER
+        request = Request(body)
+        asked = request.document
+        stream = asked.get("stream") is True
+        inserted = (
+            self._inserts_usage
+            and stream
+            and api in (CHAT_COMPLETIONS, COMPLETIONS)
+            and request.include_usage()
+        )
+        return ApiCall(
+            api=api,
+            metered=metered,
+            model=text(asked.get("model")),
+            stream=stream,
+            input_tokens_estimate=request.input_tokens_estimate if metered else 0,
+            max_output_tokens=_max_output_tokens(api, asked),
+            tags=request.tags,
+            user=text(asked.get("user")) or None,
+            body=request.edited(),
+            usage_inserted=inserted,
+        )
+
+    def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
+        """Return a fresh reader for the answer to `call`."""
+        if call.api == RESPONSES:
+            return reader_for(call, status, content_type, RESPONSE, ResponseStream)
+        return reader_for(call, status, content_type, CHAT, ChatStream)
+
+    def credential_headers(self, api_key: str) -> dict[str, str]:
+        """Return a bearer token."""
+        return {"authorization": f"Bearer {api_key}"}
+
+    def error_body(self, problem: Problem, stream: bool) -> bytes:  # noqa: ARG002
+        """Return OpenAI's error shape; details stand beside its four members."""
+        error = {"message": problem.message, "type": problem.type, "param": None, "code": problem.code}
+        return orjson.dumps({"error": {**problem.details, **error}})
+
+
+def _api(method: str, path: str) -> str:
+    if method != "POST":
+        return OTHER
+    path = path.rstrip("/")
+    return next((api for ending, api in _APIS if path.endswith(ending)), OTHER)
+
+
+def _max_output_tokens(api: str, asked: Mapping[str, object]) -> int | None:
+    """Return the most output tokens the answer can have, over all its choices."""
+    if api == EMBEDDINGS:
+        return 0
+    if api == RESPONSES:
+        return positive(asked.get("max_output_tokens"))
+    limit = positive(asked.get("max_completion_tokens")) or positive(asked.get("max_tokens"))
+    if api == COMPLETIONS:
+        limit = limit or _COMPLETIONS_DEFAULT_TOKENS
+    elif api != CHAT_COMPLETIONS or limit is None:
+        return None
+    return limit * max(count(asked.get("n")), count(asked.get("best_of")), 1)
