@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import orjson
@@ -16,8 +15,6 @@ from bursar_sidecar.usage import Findings, clamped, count, part, parts, settle, 
 
 #: `Modality` by number, for clients that ask for enums as integers (the API's MediaModality).
 _MODALITIES = {1: "TEXT", 2: "IMAGE", 3: "VIDEO", 4: "AUDIO", 5: "DOCUMENT"}
-
-_FINISH = re.compile(rb'"(?:finishReason|blockReason)"\s*:')
 
 
 def gemini_usage(raw: Mapping[str, object], web_searches: int) -> Usage:
@@ -109,7 +106,7 @@ class GeminiStream(StreamReader):
             self._read_block(block)
         else:
             self._content(block)
-        if not self._finishing and _FINISH.search(block) is None:
+        if not self._finishing and b'"finishReason"' not in block and b'"blockReason"' not in block:
             return block
         self._finishing = True
         passed, self._held = self._held, block

@@ -9,8 +9,8 @@ import re
 
 from bursar_sidecar.providers.base import EVENT_MAX_BYTES
 
-#: Two line ends in a row. Atomic, so that one CR LF never counts as two.
-_BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+#: Two line ends in a row; one CR LF never counts as two.
+_BLANK = re.compile(rb"\r\n(?:\r\n?|\n)|\n(?:\r\n?|\n)|\r\r\n?")
 
 
 class Raw(bytes):
