@@ -40,11 +40,11 @@ check: check-format check-lint check-proto check-generated check-imports check-t
 
 check-format: $(VENV)/.ready
 	@echo "check: format"
-	@$(BIN)/ruff format --check --quiet . || { echo "Run 'make format' and look at the difference."; exit 1; }
+	@$(BIN)/ruff format --check --quiet --output-format concise . || { echo "Run 'make format' and look at the difference."; exit 1; }
 
 check-lint: $(VENV)/.ready
 	@echo "check: lint"
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
 
 check-proto: $(VENV)/.ready
 	@echo "check: protos"

@@ -62,10 +62,17 @@ def _matches(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def repository() -> Project:
-    """Return this repository: what git tracks or would track, and what is really there."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    """Return this repository: what git tracks, and what stands untracked in folders that it tracks."""
+    tracked = _listed("--cached")
+    folders = {path.split("/")[0] for path in tracked if "/" in path}
+    new = _listed("--others", "--exclude-standard", "--", *sorted(folders))
+    return Project(ROOT, [path for path in {*tracked, *new} if (ROOT / path).is_file()])
+
+
+def _listed(*options: str) -> list[str]:
+    command = ["git", "ls-files", "-z", *options]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return Project(ROOT, [path for path in set(listed.split("\0")) if path and (ROOT / path).is_file()])
+    return [path for path in listed.split("\0") if path]
 
 
 def expect_none(findings: list[str]) -> None:
