@@ -1,0 +1,63 @@
+"""What every test may ask for. Without PostgreSQL these fail: nothing is skipped."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bursar_server.db.engine import build_engine
+from bursar_server.db.unit_of_work import UnitOfWork
+from support import database
+from support.clock import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that stands still."""
+    return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[database.DatabaseServer]:
+    """The session's PostgreSQL server (with pytest-xdist: one for each worker)."""
+    with database.running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def template_database(database_server: database.DatabaseServer) -> Iterator[str]:
+    """The name of a migrated database that is only copied."""
+    name = asyncio.run(database.migrated_template(database_server))
+    yield name
+    database_server.drop(name)
+
+
+@pytest.fixture
+def empty_database_url(database_server: database.DatabaseServer) -> Iterator[str]:
+    """A database of this test's own without any table."""
+    name = database_server.create()
+    yield database_server.url(name)
+    database_server.drop(name)
+
+
+@pytest.fixture
+def database_url(database_server: database.DatabaseServer, template_database: str) -> Iterator[str]:
+    """A migrated database of this test's own, which several connections and processes can share."""
+    name = database_server.create(template=template_database)
+    yield database_server.url(name)
+    database_server.drop(name)
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on this test's own migrated database."""
+    engine = build_engine(database_url, pool_size=5)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def unit_of_work(engine: AsyncEngine) -> UnitOfWork:
+    """Transactions on this test's own migrated database."""
+    return UnitOfWork(engine)

@@ -1,0 +1,81 @@
+"""Connections as the hot path and the admin side get them."""
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bursar_server.db.engine import build_engine, connect_lane
+from bursar_server.db.preconditions import DatabaseStartError
+
+
+def shown(connection: psycopg.Connection[tuple[object, ...]], name: str) -> str:
+    row = connection.execute("SELECT current_setting(%s)", (name,)).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def test_a_lane_gives_up_soon(database_url: str) -> None:
+    with connect_lane(database_url) as lane:
+        assert lane.autocommit
+        assert shown(lane, "idle_in_transaction_session_timeout") == "2s"
+        assert shown(lane, "statement_timeout") == "5s"
+        assert shown(lane, "lock_timeout") == "500ms"
+        assert shown(lane, "TimeZone") == "UTC"
+        assert shown(lane, "application_name") == "bursar-lane"
+
+
+def test_a_lane_runs_pipelines(database_url: str) -> None:
+    with connect_lane(database_url) as lane, lane.pipeline(), lane.transaction():
+        cursors = [lane.execute("SELECT %s::bigint", (number,)) for number in range(10)]
+        assert [cursor.fetchone() for cursor in cursors] == [(number,) for number in range(10)]
+
+
+async def test_the_pool_has_an_end(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        settings = (
+            "statement_timeout",
+            "lock_timeout",
+            "idle_in_transaction_session_timeout",
+            "application_name",
+        )
+        query = text("SELECT " + ", ".join(f"current_setting('{name}')" for name in settings))
+        assert tuple((await connection.execute(query)).one()) == ("30s", "5s", "1min", "bursar")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+async def test_the_usual_spellings_of_a_url_are_understood(database_url: str, scheme: str) -> None:
+    url = scheme + database_url.removeprefix("postgresql")
+    connect_lane(url).close()
+    engine = build_engine(url)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
+    await engine.dispose()
+
+
+def test_what_the_url_says_itself_is_kept(database_url: str) -> None:
+    with connect_lane(f"{database_url}&options=-c%20work_mem%3D5MB&application_name=mine") as lane:
+        assert shown(lane, "work_mem") == "5MB"
+        assert shown(lane, "lock_timeout") == "500ms"
+        assert shown(lane, "application_name") == "mine"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        " ",
+        "postgresql://bursar:hunter2@localhost:port/bursar",
+        "postgresql://bursar:hunter2@localhost/bursar?nonsense=hunter2",
+        "postgresql://bursar:hunter2%@localhost/bursar",
+        "mysql://bursar:hunter2@localhost/bursar",
+        "/var/lib/bursar/hunter2.db",
+    ],
+)
+def test_what_is_no_url_is_refused_without_repeating_the_password(url: str) -> None:
+    for connect in (connect_lane, build_engine):
+        with pytest.raises(DatabaseStartError) as caught:
+            connect(url)
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
