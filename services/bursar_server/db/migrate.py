@@ -103,7 +103,7 @@ def _connected(url: str) -> Iterator[psycopg.Connection[Any]]:
     try:
         with psycopg.connect(autocommit=True, **parameters) as connection:
             yield connection
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         raise DatabaseStartError(f"the database cannot be migrated: {error}") from error
 
 
@@ -126,7 +126,7 @@ def _run_alembic(url: str) -> None:
             config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except sqlalchemy.exc.OperationalError as error:
+    except sqlalchemy.exc.DBAPIError as error:
         raise DatabaseStartError(f"a migration failed: {error.orig}") from error
     finally:
         engine.dispose()
