@@ -34,7 +34,7 @@ LIFETIME = re.compile(
     r"leases?|holds?|ms|time|expir(e|es|ed|y|ies|ing)|renew(s|ed|al)?|ends?|ended|on|past|until|left|open|default"
     r"|the|of|beside|test|sweep"
 )
-ABOUT_HOLDS = re.compile(r"hold|held|expir|renew|lease ends|HOLD_LEASE", re.IGNORECASE)
+ABOUT_HOLDS = re.compile(r"hold|held|expir|renew|lease (has )?end|HOLD_LEASE", re.IGNORECASE)
 
 # The user's own rows, word for word.
 QUOTED = ("docs/requirements.md",)
