@@ -28,8 +28,8 @@ class ServerAccount:
 def choose_account(directory: Path, pgdata: Path) -> ServerAccount:
     """Return the account for the database in `pgdata`, a folder of `directory`.
 
-    Not root: this process's own. Root: the owner of `pgdata` if it exists, else the owner of `directory`, and where
-    that is root the account `bursar` or, without one, `nobody`.
+    Not root: this process's own. Root: the owner of `pgdata` if that is another, else the owner of `directory`, and where
+    that is root, or nobody that this machine knows, the account `bursar` or, without one, `nobody`.
 
     Raises:
         DatabaseStartError: `pgdata` belongs to somebody else than the account that has to open it.
@@ -43,17 +43,26 @@ def choose_account(directory: Path, pgdata: Path) -> ServerAccount:
                 " start Bursar as that user, or as root"
             )
         return ServerAccount(os.geteuid(), os.getegid(), leaves_root=False)
-    if owner is not None:
-        if owner.st_uid == 0:
-            raise DatabaseStartError(
-                f"{pgdata} belongs to root, and PostgreSQL does not run as root;"
-                f" give it to an ordinary account: chown -R {_FALLBACK_NAME} {pgdata}"
-            )
+    if owner is not None and owner.st_uid != 0:
         return ServerAccount(owner.st_uid, owner.st_gid, leaves_root=True)
+    if (pgdata / "PG_VERSION").exists():
+        raise DatabaseStartError(
+            f"{pgdata} belongs to root, and PostgreSQL does not run as root;"
+            f" give it to an ordinary account: chown -R {_FALLBACK_NAME} {pgdata}"
+        )
     holder = directory.stat()
-    if holder.st_uid != 0:
+    if holder.st_uid != 0 and has_name(holder.st_uid):
         return ServerAccount(holder.st_uid, holder.st_gid, leaves_root=True)
     return _unprivileged_account()
+
+
+def has_name(uid: int) -> bool:
+    """Whether the machine knows the account; `initdb` insists on it, the server does not."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def _unprivileged_account() -> ServerAccount:

@@ -126,7 +126,7 @@ def _copy_into(room: Path, name: str, found: Binaries) -> Binaries | None:
     target = room / name
     copy = _moved(found, target)
     try:
-        room.mkdir(mode=0o755, exist_ok=True)
+        _make_room(room)
         if os.statvfs(room).f_flag & os.ST_NOEXEC:
             return None
         if not _is_whole(copy, found):
@@ -136,6 +136,14 @@ def _copy_into(room: Path, name: str, found: Binaries) -> Binaries | None:
     except OSError:
         return None
     return None
+
+
+def _make_room(room: Path) -> None:
+    try:
+        room.mkdir()
+    except FileExistsError:
+        return
+    room.chmod(0o755)  # whatever the umask
 
 
 def _is_trusted(folder: Path) -> bool:

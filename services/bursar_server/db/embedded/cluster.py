@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from bursar_server.db.embedded.account import ServerAccount
+from bursar_server.db.embedded.account import ServerAccount, has_name
 from bursar_server.db.embedded.binaries import Binaries
 from bursar_server.db.embedded.leftovers import cluster_name
 from bursar_server.db.embedded.programs import data_argument, run_program
@@ -75,6 +75,11 @@ def create_cluster(pgdata: Path, binaries: Binaries, account: ServerAccount) -> 
     It is built beside, without syncs, synced once as a whole, and then renamed; the next call clears away what was
     left half built.
     """
+    if not has_name(account.uid):
+        raise DatabaseStartError(
+            f"uid {account.uid} has no name on this machine, and PostgreSQL makes no database without one;"
+            " add it to /etc/passwd, start Bursar as another user, or name a server with BURSAR_DATABASE_URL"
+        )
     directory = pgdata.parent
     for abandoned in directory.glob(f"{_STAGING_PREFIX}*"):
         shutil.rmtree(abandoned, ignore_errors=True)

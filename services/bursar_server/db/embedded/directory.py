@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from bursar_server.db.embedded.leftovers import SOCKET_NAME
@@ -14,6 +15,8 @@ from bursar_server.db.preconditions import DatabaseStartError
 # sockaddr_un holds 108 bytes on Linux and 104 on macOS, with the NUL at the end.
 _LONGEST_SOCKET_PATH_BYTES = 103
 _LOCK_NAME = "lock"
+_PATIENCE_S = 0.5
+_POLL_S = 0.005
 
 
 class DirectoryInUseError(DatabaseStartError):
@@ -28,7 +31,7 @@ class DirectoryLock:
     """Holds a folder for this process until it is released or the process ends, however it ends."""
 
     def __init__(self, directory: Path) -> None:
-        """Take the folder at once.
+        """Take the folder, within half a second.
 
         Raises:
             DirectoryInUseError: another process has it, or another object of this process.
@@ -38,13 +41,13 @@ class DirectoryLock:
         self._handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         note = directory / _LOCK_NAME
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._handle)
-            raise DirectoryInUseError(directory, _noted_pid(note)) from None
+            is_ours = _lock(self._handle)
         except OSError as error:
-            os.close(self._handle)
+            self.release()
             raise DatabaseStartError(f"{directory} cannot be locked: {error.strerror}") from error
+        if not is_ours:
+            self.release()
+            raise DirectoryInUseError(directory, _noted_pid(note))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(note, flags, 0o600)
         try:
@@ -103,6 +106,19 @@ class SocketFolder:
         raise DatabaseStartError(
             f"{pgdata} is too long for a socket's path, and no temporary folder takes a link to it; use a shorter one"
         )
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open folder; return False if somebody keeps it."""
+    # A killed process lets go only when the kernel has cleared it away.
+    for _ in range(round(_PATIENCE_S / _POLL_S)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_POLL_S)
+        else:
+            return True
+    return False
 
 
 def give_to_holder(handle: int, directory: Path) -> None:

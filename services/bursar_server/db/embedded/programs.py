@@ -103,6 +103,7 @@ class ServerProcess:
         self._failure: OSError | None = None
         self._spawned = threading.Event()
         self._ended = threading.Event()
+        self._telling = threading.Lock()
         self._on_end: Callable[[int], None] | None = None
 
     @property
@@ -127,11 +128,15 @@ class ServerProcess:
 
     def call_at_end(self, on_end: Callable[[int], None]) -> None:
         """Have `on_end(exit_status)` called, in a thread of this object, when the server ends by itself."""
-        self._on_end = on_end
+        with self._telling:
+            self._on_end = on_end
+        if self._ended.is_set():
+            self._tell()
 
     def stop(self, number: signal.Signals, timeout_s: float) -> bool:
         """Send a signal if the server still runs; return whether it has ended within the time."""
-        self._on_end = None
+        with self._telling:
+            self._on_end = None
         if self._popen is not None and not self._ended.is_set():
             # Not reaped yet, or `_ended` would be set: the number is still its own.
             self._popen.send_signal(number)
@@ -161,12 +166,16 @@ class ServerProcess:
             return
         finally:
             self._spawned.set()
-        status = self._popen.wait()
+        self._popen.wait()
         self._ended.set()
-        on_end = self._on_end
-        if on_end is not None:
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._telling:
+            on_end, self._on_end = self._on_end, None
+        if on_end is not None and self._popen is not None:
             self._dismiss_watchdog()
-            on_end(status)
+            on_end(self._popen.returncode)
 
     def _dismiss_watchdog(self) -> None:
         watchdog, self._watchdog = self._watchdog, None

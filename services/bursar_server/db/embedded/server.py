@@ -106,8 +106,9 @@ class EmbeddedPostgres:
             raise DatabaseStartError(f"the server in {self._directory} is already started")
         try:
             directory = self._open_directory()
+            account = choose_account(directory, directory / "data")
             self._lock = DirectoryLock(directory)
-            self._start_in(directory)
+            self._start_in(directory, account)
         except OSError as error:
             self.stop()
             raise DatabaseStartError(f"the embedded PostgreSQL cannot start: {error}") from error
@@ -137,9 +138,8 @@ class EmbeddedPostgres:
         self._directory = self._directory.resolve(strict=True)
         return self._directory
 
-    def _start_in(self, directory: Path) -> None:
+    def _start_in(self, directory: Path, account: ServerAccount) -> None:
         pgdata = directory / "data"
-        account = choose_account(directory, pgdata)
         is_new = not cluster.is_initialised(pgdata)
         found = find_binaries(None if is_new else cluster.major_version(pgdata))
         binaries = runnable_binaries(found, account)
