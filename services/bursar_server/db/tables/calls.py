@@ -8,6 +8,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Date,
+    Index,
     Integer,
     PrimaryKeyConstraint,
     SmallInteger,
@@ -62,6 +63,9 @@ holds = Table(
     required("grant_ids", UuidArray),
     required("grant_nanos", ARRAY(BigInteger)),
     PrimaryKeyConstraint("tenant_id", "request_id"),
+    # A Deduct or a renewal may name nothing but the call.
+    Index("ix_holds_request_id", "request_id"),
+    Index("ix_holds_lease_expire_time", "lease_expire_time"),
     postgresql_with={
         "fillfactor": 70,
         "autovacuum_vacuum_scale_factor": 0.0,
@@ -107,7 +111,7 @@ usage_records = Table(
     required("unpriced", Boolean),
     required("lease_expired", Boolean),
     required("unchecked", Boolean),
-    # What the first answer said of postings: [{"grant_id"|"budget_id", "period_key", "nanos"}].
+    # Every leg, also those that bore nothing: [{"account", "tenant_id", "id", "period_key", "user_scoped", "nanos", "tokens"}].
     required("postings", JSONB),
     PrimaryKeyConstraint("tenant_id", "request_id", "revision"),
     postgresql_partition_by="RANGE (request_id)",

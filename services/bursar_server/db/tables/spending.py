@@ -77,6 +77,8 @@ balances = Table(
     required("period_start", Instant),
     required("period_end", Instant),
     *counters(("spent_nanos", "held_nanos", "spent_tokens", "held_tokens", "shadow_denials")),
+    # The highest threshold that fired in the period (S21); raising the limit or a reset lowers it again.
+    required("alerted_pct", Integer, "0"),
     PrimaryKeyConstraint("tenant_id", "budget_id", "period_key"),
     postgresql_with={"fillfactor": 70},
 )

@@ -94,6 +94,7 @@ CREATE TABLE balances (
     spent_tokens BIGINT DEFAULT 0 NOT NULL,
     held_tokens BIGINT DEFAULT 0 NOT NULL,
     shadow_denials BIGINT DEFAULT 0 NOT NULL,
+    alerted_pct INTEGER DEFAULT 0 NOT NULL,
     CONSTRAINT pk_balances PRIMARY KEY (tenant_id, budget_id, period_key)
 )
  WITH (fillfactor = 70);
@@ -237,6 +238,10 @@ CREATE TABLE holds (
     CONSTRAINT pk_holds PRIMARY KEY (tenant_id, request_id)
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_holds_lease_expire_time ON holds (lease_expire_time);
+
+CREATE INDEX ix_holds_request_id ON holds (request_id);
 
 CREATE TABLE ledger_entries (
     tenant_id UUID NOT NULL,

@@ -1,0 +1,346 @@
+"""One transaction for whatever waits: lock and read in one round trip, evaluate, write and commit in another."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection
+
+from bursar_server.audit.model import AuditHead
+from bursar_server.audit.rules import chain
+from bursar_server.budgets.model import Budget
+from bursar_server.db.connection import tenant_lock_key
+from bursar_server.kit import ids
+from bursar_server.kit.clock import Clock
+from bursar_server.kit.errors import BursarError, Reason
+from bursar_server.ledger import service as ledger
+from bursar_server.ledger.model import BalanceKey, CallKey, FiredThreshold, GrantKey
+from bursar_server.ledger.service import MissingRowsError
+from bursar_server.metering import rules, store
+from bursar_server.metering.checks import evaluate_check
+from bursar_server.metering.context import BatchContext, Rates
+from bursar_server.metering.deducts import evaluate_deduct, evaluate_expiry, evaluate_release
+from bursar_server.metering.directory import Directory
+from bursar_server.metering.model import (
+    Answer,
+    Call,
+    CheckCall,
+    DeductCall,
+    ExpireCall,
+    Policy,
+    PrincipalRef,
+    ReleaseCall,
+    Subject,
+)
+
+MAX_ROUNDS = 12
+MAX_KNOWN_BALANCES = 200_000
+# A Deduct's id may be a little ahead of the database's clock; what is further ahead has no partition for sure.
+FARTHEST_AHEAD = timedelta(days=1)
+
+Result = Answer | BursarError
+
+
+class StaleDirectoryError(Exception):
+    """The configuration changed since it was read: the batch is repeated with what is new."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a committed batch answered, and the thresholds that it reached."""
+
+    results: list[Result]
+    fired: list[tuple[Budget, FiredThreshold]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Needs:
+    """What a batch locks: grows where a round finds that something is missing."""
+
+    subjects: dict[PrincipalRef, Subject]
+    request_ids: dict[int, UUID]
+    balances: set[BalanceKey] = field(default_factory=set)
+    grants: set[GrantKey] = field(default_factory=set)
+    calls: set[CallKey] = field(default_factory=set)
+    held: set[UUID] = field(default_factory=set)
+    tenants: set[UUID] = field(default_factory=set)
+
+
+class BatchRunner:
+    """Runs batches on one connection. Belongs to one lane; not shared between threads."""
+
+    def __init__(
+        self, connection: Connection[Any], directory: Directory, policy: Policy, clock: Clock
+    ) -> None:
+        self._connection = connection
+        self._directory = directory
+        self._policy = policy
+        self._clock = clock
+        self._known_balances: set[BalanceKey] = set()
+        self._oldest_record: datetime | None = None
+        self._database_time: tuple[datetime, float] | None = None
+
+    def run(self, calls: Sequence[Call]) -> Outcome:
+        """Evaluate calls one after the other in one transaction; their effects are committed when this returns.
+
+        A call that fails by itself answers its BursarError and changes nothing. Database errors are raised, with
+        nothing committed, except where the connection broke during the commit.
+        """
+        needs = self._needs_of(calls)
+        for _ in range(MAX_ROUNDS):
+            try:
+                return self._round(calls, needs)
+            except MissingRowsError as missing:
+                self._rollback()
+                self._insert_balances(missing.periods)
+                needs.balances |= missing.balances
+                needs.grants |= missing.grants
+            except StaleDirectoryError:
+                self._rollback()
+                needs = self._needs_of(calls, reload=True)
+            except BaseException:
+                with suppress(psycopg.Error):
+                    self._rollback()
+                raise
+        raise BursarError(
+            Reason.DATABASE_UNAVAILABLE, "the configuration changes faster than it can be read; try again"
+        )
+
+    def _rollback(self) -> None:
+        self._connection.execute("ROLLBACK")
+
+    def database_now(self) -> datetime:
+        """Return about what the database's clock says; the batch itself asks it."""
+        if self._database_time is None:
+            row = self._connection.execute("SELECT clock_timestamp()").fetchone()
+            assert row is not None  # noqa: S101  (a SELECT without FROM has one row)
+            self._database_time = (row[0], self._clock.monotonic())
+        at, monotonic = self._database_time
+        return at + timedelta(seconds=self._clock.monotonic() - monotonic)
+
+    def oldest_record(self) -> datetime:
+        """Return the first instant whose records are kept."""
+        if self._oldest_record is None:
+            name = store.oldest_partition_name(self._connection)
+            if name is None:
+                raise BursarError(
+                    Reason.DATABASE_UNAVAILABLE, "the database has no partitions; run `bursar migrate`"
+                )
+            year, month = name.removeprefix("usage_records_").split("_")
+            self._oldest_record = self.database_now().replace(
+                year=int(year), month=int(month), day=1, hour=0, minute=0, second=0, microsecond=0
+            )
+        return self._oldest_record
+
+    def forget_partitions(self) -> None:
+        """Look for the oldest partition again: months were made or dropped."""
+        self._oldest_record = None
+
+    def _needs_of(self, calls: Sequence[Call], *, reload: bool = False) -> _Needs:
+        refs = [call.principal for call in calls if not isinstance(call, ExpireCall)]
+        subjects = self._directory.subjects(self._connection, refs, reload=reload)
+        needs = _Needs(subjects, {})
+        now = self.database_now()
+        unnamed = [
+            call.request_id
+            for call in calls
+            if isinstance(call, DeductCall | ReleaseCall) and call.principal.empty
+        ]
+        owners = (
+            store.tenants_of_calls(self._connection, [i for i in unnamed if i is not None]) if unnamed else {}
+        )
+        for index, call in enumerate(calls):
+            if isinstance(call, ExpireCall):
+                tenant_id, request_id = call.tenant_id, call.request_id
+            else:
+                tenant_id = subjects[call.principal].tenant_id
+                request_id = self._request_id(call, tenant_id, now)
+                if call.principal.empty:
+                    tenant_id = owners.get(request_id, tenant_id)
+            needs.request_ids[index] = request_id
+            needs.tenants.add(tenant_id)
+            needs.held.add(request_id)
+            needs.calls.add((tenant_id, request_id))
+            if isinstance(call, CheckCall):
+                self._needs_of_check(call, subjects[call.principal], now, needs)
+        self._make_balances(now, needs)
+        return needs
+
+    def _needs_of_check(self, call: CheckCall, subject: Subject, now: datetime, needs: _Needs) -> None:
+        tags = {**(subject.default_tags or {}), **call.tags}
+        with suppress(BursarError):
+            for budget in rules.applicable(subject, tags):
+                needs.balances.add((budget.tenant_id, budget.budget_id, budget.period_key_at(now)))
+        needs.grants.update((subject.tenant_id, grant_id) for grant_id in subject.grant_ids)
+
+    def _make_balances(self, now: datetime, needs: _Needs) -> None:
+        """Make and commit the balances of periods that are new to this process."""
+        unknown = needs.balances - self._known_balances
+        if not unknown:
+            return
+        budgets = {
+            budget.budget_id: budget for subject in needs.subjects.values() for budget in subject.budgets
+        }
+        periods = {key: budgets[key[1]].period_at(now) for key in unknown if key[1] in budgets}
+        self._insert_balances((key, period.start, period.end) for key, period in periods.items())
+
+    def _insert_balances(self, periods: Iterable[tuple[BalanceKey, datetime, datetime]]) -> None:
+        rows = list(periods)
+        if not rows:
+            return
+        ledger.make_balances(self._connection, rows)
+        if len(self._known_balances) > MAX_KNOWN_BALANCES:
+            self._known_balances.clear()
+        self._known_balances.update(key for key, _, _ in rows)
+
+    def _request_id(self, call: CheckCall | DeductCall | ReleaseCall, tenant_id: UUID, now: datetime) -> UUID:
+        """Return the id that a call is recorded under: its own, unless no partition can take it (S16)."""
+        if isinstance(call, DeductCall):
+            made = ids.time_of_uuid7(call.request_id) if call.request_id else None
+            if call.request_id is None or made is None or made > now + FARTHEST_AHEAD:
+                return store.odd_request_id(
+                    self._connection, tenant_id, call.given_id, ids.uuid7_at(now), now
+                )
+            return call.request_id
+        return call.request_id
+
+    def _round(self, calls: Sequence[Call], needs: _Needs) -> Outcome:
+        context = self._locked(calls, needs)
+        results: list[Result] = []
+        try:
+            for index, call in enumerate(calls):
+                results.append(self._evaluate(call, needs.request_ids[index], context))
+        except MissingRowsError as missing:
+            self._rollback()
+            self._insert_balances(
+                (key, *context.periods[key]) for key in missing.balances if key in context.periods
+            )
+            self._connection.execute("BEGIN")
+            raise
+        self._write(context)
+        return Outcome(results, context.books.fired)
+
+    def _evaluate(self, call: Call, request_id: UUID, context: BatchContext) -> Result:
+        """Evaluate one call; a BursarError of its own is its answer. Nothing is changed before one is raised."""
+        try:
+            if isinstance(call, CheckCall):
+                return evaluate_check(call, context)
+            if isinstance(call, DeductCall):
+                self._check_age(request_id, context)
+                return evaluate_deduct(call, request_id, context)
+            if isinstance(call, ReleaseCall):
+                return evaluate_release(call, context)
+            return evaluate_expiry(call, context)
+        except BursarError as error:
+            return error
+
+    def _check_age(self, request_id: UUID, context: BatchContext) -> None:
+        made = ids.time_of_uuid7(request_id)
+        if made is None or made < context.oldest_record:
+            raise BursarError(
+                Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
+            )
+
+    def _locked(self, calls: Sequence[Call], needs: _Needs) -> BatchContext:
+        """Lock and read everything that the batch needs, in one round trip."""
+        connection = self._connection
+        oldest = self.oldest_record()
+        tenants = [*needs.tenants, ids.PLATFORM_TENANT_ID]
+        rate_keys = self._rate_keys(calls, needs)
+        with connection.pipeline():
+            connection.execute("BEGIN")
+            connection.execute(store.LOCK_TENANTS, ([tenant_lock_key(tenant_id) for tenant_id in tenants],))
+            of_versions = connection.execute(store.READ_VERSIONS, (tenants,))
+            fetch = ledger.send_locks(
+                connection.cursor,
+                sorted(needs.balances),
+                sorted(needs.grants),
+                sorted(needs.held),
+                sorted(needs.calls),
+            )
+            of_rates = connection.cursor()
+            if rate_keys:
+                of_rates.execute(store.LOCK_RATES, tuple(list(part) for part in zip(*rate_keys, strict=True)))
+        version_rows = of_versions.fetchall()
+        locked = fetch()
+        rate_rows = of_rates.fetchall() if rate_keys else []
+        versions = {row[0]: row[1] for row in version_rows}
+        now: datetime = version_rows[0][2]
+        self._database_time = (now, self._clock.monotonic())
+        self._refuse_stale(needs, versions)
+        budget_of = self._directory.budgets(connection, {key[:2] for key in locked.balances}, versions)
+        stored = {(row[0], row[1], row[2]): row[3] for row in rate_rows}
+
+        def price_of(tenant_id: UUID, provider: str, model: str, tier: str, at: datetime) -> Any:
+            return self._directory.price(connection, versions, tenant_id, provider, model, tier, at)
+
+        return BatchContext(
+            now,
+            self._policy,
+            ledger.books_of(locked, now, budget_of),
+            needs.subjects,
+            Rates(dict(stored), frozenset(stored)),
+            price_of,
+            oldest,
+        )
+
+    def _rate_keys(self, calls: Sequence[Call], needs: _Needs) -> list[store.RateKey]:
+        window = rules.minute_of(self.database_now())
+        limited = {
+            (subject.tenant_id, subject.user_id, minute)
+            for call in calls
+            if isinstance(call, CheckCall)
+            and (subject := needs.subjects[call.principal]).user_id is not None
+            and subject.rate_limit > 0
+            # The minute can turn between this guess and the database's decision.
+            for minute in (window, window + timedelta(minutes=1))
+        }
+        return sorted(key for key in limited if key[1] is not None)
+
+    def _refuse_stale(self, needs: _Needs, versions: dict[UUID, int]) -> None:
+        platform = versions[ids.PLATFORM_TENANT_ID]
+        for subject in needs.subjects.values():
+            known = versions.get(subject.tenant_id)
+            if known is None:
+                continue
+            if subject.tenant_version != known or subject.platform_version != platform:
+                raise StaleDirectoryError
+
+    def _write(self, context: BatchContext) -> None:
+        """Write what has changed and commit, in one round trip; two where audit events are chained."""
+        connection = self._connection
+        heads: Callable[[], list[tuple[UUID, int, str]]] | None = None
+        with connection.pipeline():
+            context.books.send_writes(connection.execute)
+            self._write_rates(context)
+            if context.audit:
+                tenants = sorted({tenant_id for tenant_id, _ in context.audit})
+                heads = connection.execute(store.LOCK_AUDIT_HEADS, (tenants,)).fetchall
+            else:
+                connection.execute("COMMIT")
+        if heads is None:
+            return
+        chained, last = [], []
+        for tenant_id, sequence, digest in heads():
+            events = [event for owner, event in context.audit if owner == tenant_id]
+            places, head = chain(tenant_id, AuditHead(sequence, digest), events)
+            chained += places
+            last.append((tenant_id, head))
+        with connection.pipeline():
+            connection.execute(store.INSERT_AUDIT_EVENTS, (store.audit_rows(chained),))
+            connection.execute(store.UPDATE_AUDIT_HEADS, (store.audit_head_rows(last),))
+            connection.execute("COMMIT")
+
+    def _write_rates(self, context: BatchContext) -> None:
+        rates = context.rates
+        changed = [(key, rates.requests[key]) for key in sorted(rates.changed)]
+        update = [item for item in changed if item[0] in rates.stored]
+        insert = [item for item in changed if item[0] not in rates.stored]
+        if update:
+            self._connection.execute(store.UPDATE_RATES, (store.rate_rows(update),))
+        if insert:
+            self._connection.execute(store.INSERT_RATES, (store.rate_rows(insert),))

@@ -1,0 +1,213 @@
+"""A Check against the books of a batch: the decision, and the hold of what is allowed."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from bursar_server.audit.model import AuditEvent
+from bursar_server.budgets.model import Budget, LeaseExpiry, ScopeKind
+from bursar_server.kit.errors import BursarError, Reason
+from bursar_server.kit.money import usd_text
+from bursar_server.ledger.model import Attribution, GrantState, Hold, Leg, Source
+from bursar_server.ledger.rules import allocate
+from bursar_server.metering import rules
+from bursar_server.metering.context import BatchContext
+from bursar_server.metering.model import CheckAnswer, CheckCall, Denial, NewUser, Problem, Subject
+from bursar_server.metering.rules import Estimate, Verdict
+
+
+def evaluate_check(call: CheckCall, context: BatchContext) -> CheckAnswer | NewUser:
+    """Decide a call (S1–S11), and open its hold if it is allowed.
+
+    Raises BursarError REQUEST_ID_MISPLACED or REQUEST_ID_REUSED (S16).
+    """
+    subject = context.subjects[call.principal]
+    rules.check_request_id(call.request_id, context.now)
+    if call.allowed_tenants is not None and subject.tenant_id not in call.allowed_tenants:
+        return _denied(call, [rules.problem_denial(Problem.KEY_UNKNOWN)], None)
+    known = _known(call, subject, context)
+    if known is not None:
+        return known
+    if subject.problem is not None:
+        return _denied(call, [rules.problem_denial(subject.problem)], subject)
+    if subject.new_email:
+        return NewUser(subject.tenant_id, subject.new_email)
+    limited = _count_request(subject, context)
+    if limited is not None:
+        return _denied(call, [limited], subject)
+    return _decide(call, subject, context)
+
+
+def _known(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAnswer | None:
+    """Return the first answer to a call that was asked about before (S16), or that was released (S17)."""
+    key = (subject.tenant_id, call.request_id)
+    hold = context.books.holds.get(key)
+    if hold is not None:
+        if hold.check_sha256 != call.body_sha256:
+            raise BursarError(
+                Reason.REQUEST_ID_REUSED,
+                "request_id: this id came before with other content",
+                field="request_id",
+            )
+        legs = [(context.books.budget_of(leg.key[1]), context.books.balances[leg.key]) for leg in hold.legs]
+        states = [(budget, balance) for budget, balance in legs if budget is not None]
+        grants = [context.books.grant(leg.key) for leg in hold.grant_legs]
+        return CheckAnswer(
+            call.request_id,
+            (),
+            rules.tightest_nanos(states, grants),
+            hold.held_nanos,
+            hold.lease_expire_time,
+            subject,
+            duplicate=True,
+        )
+    revisions = context.books.revisions(key)
+    if not revisions:
+        return None
+    if revisions[-1].source is Source.RELEASE:
+        return _denied(call, [rules.released_denial()], subject, duplicate=True)
+    return CheckAnswer(call.request_id, (), None, 0, None, subject, duplicate=True)
+
+
+def _count_request(subject: Subject, context: BatchContext) -> Denial | None:
+    """Count a request in its user's minute, or return the denial of one too many (F092, F093)."""
+    if subject.user_id is None or subject.rate_limit <= 0:
+        return None
+    window = rules.minute_of(context.now)
+    key = (subject.tenant_id, subject.user_id, window)
+    requests = context.rates.requests.get(key, 0)
+    if requests >= subject.rate_limit:
+        return rules.rate_denial(subject.rate_limit, window)
+    context.rates.requests[key] = requests + 1
+    context.rates.changed.add(key)
+    return None
+
+
+def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAnswer:
+    tags = {**(subject.default_tags or {}), **call.tags}
+    budgets = rules.applicable(subject, tags)
+    keys = [context.balance_key(budget, context.now) for budget in budgets]
+    context.books.require(keys, ((subject.tenant_id, grant_id) for grant_id in subject.grant_ids))
+    price = context.price_of(subject.tenant_id, call.provider, call.model, "", context.now)
+    estimate = rules.estimate_of(price, context.policy, call.input_tokens_estimate, call.max_output_tokens)
+    grants = context.active_grants(subject, context.now)
+    verdicts = [
+        rules.verdict_of(
+            budget, context.books.balances[key], estimate, grants, readable=_readable(budget, subject)
+        )
+        for budget, key in zip(budgets, keys, strict=True)
+    ]
+    denials = rules.general_denials(budgets, context.policy, priced=price is not None)
+    denials += [verdict.denial for verdict in verdicts if verdict.denial and rules.binds(verdict.budget)]
+    if denials:
+        _audit_block(call, subject, context, verdicts)
+        return _denied(call, denials, subject)
+    for verdict in verdicts:
+        if verdict.denial and verdict.budget.shadow:
+            balance = context.books.balances[verdict.key]
+            balance.shadow_denials += 1
+            balance.changed = True
+    hold = _hold(call, subject, context, estimate, verdicts, grants, tags)
+    context.books.open(hold)
+    states = [(verdict.budget, context.books.balances[verdict.key]) for verdict in verdicts]
+    return CheckAnswer(
+        call.request_id,
+        (),
+        rules.tightest_nanos(states, grants),
+        hold.held_nanos,
+        hold.lease_expire_time,
+        subject,
+    )
+
+
+def _readable(budget: Budget, subject: Subject) -> bool:
+    """Whether a denial may show a budget's figures: the principal reads its own user and key budgets (S2)."""
+    if budget.scope.kind is ScopeKind.USER:
+        return budget.scope.user_id == subject.user_id
+    return budget.scope.kind is ScopeKind.KEY and budget.scope.api_key_id == subject.api_key_id
+
+
+def _hold(
+    call: CheckCall,
+    subject: Subject,
+    context: BatchContext,
+    estimate: Estimate,
+    verdicts: Sequence[Verdict],
+    grants: Sequence[GrantState],
+    tags: dict[str, str],
+) -> Hold:
+    amounts = [
+        (
+            Leg(verdict.key, verdict.budget.scope.kind is ScopeKind.USER),
+            verdict.hold_nanos,
+            verdict.hold_tokens,
+        )
+        for verdict in verdicts
+    ]
+    legs, grant_legs = allocate(amounts, grants)
+    attribution = Attribution(
+        subject.tenant_id, subject.api_key_id, subject.user_id, subject.masked_key, subject.service_account,
+        subject.group_ids, tags, call.session_id,
+    )  # fmt: skip
+    # A call is released without charge only where every budget that counts it says so (S18).
+    release = bool(verdicts) and all(v.budget.on_lease_expiry is LeaseExpiry.RELEASE for v in verdicts)
+    return Hold(
+        call.request_id,
+        call.body_sha256,
+        context.now,
+        context.now + timedelta(milliseconds=context.policy.hold_lease_ms),
+        attribution,
+        call.provider,
+        call.model,
+        estimate.input_tokens,
+        estimate.expected_output_tokens,
+        release,
+        legs,
+        grant_legs,
+    )
+
+
+def _denied(
+    call: CheckCall, denials: Sequence[Denial], subject: Subject | None, *, duplicate: bool = False
+) -> CheckAnswer:
+    ordered = rules.strictest_first(denials)
+    remaining = 0 if any(denial.code == "BUDGET_CAP_HARD" for denial in ordered) else None
+    return CheckAnswer(call.request_id, ordered, remaining, 0, None, subject, duplicate=duplicate)
+
+
+def _audit_block(
+    call: CheckCall, subject: Subject, context: BatchContext, verdicts: Sequence[Verdict]
+) -> None:
+    """Note a request that a spent budget blocked: one event for each such request (F084, C07)."""
+    spent = [
+        verdict.budget
+        for verdict in verdicts
+        if verdict.denial and verdict.denial.code == "BUDGET_CAP_HARD" and rules.binds(verdict.budget)
+    ]
+    if not spent:
+        return
+    details = {
+        "request_id": str(call.request_id),
+        "provider": call.provider,
+        "model": call.model,
+        "budgets": [
+            {"scope": budget.scope.kind.value.lower()}
+            | (
+                {}
+                if budget.scope.kind is ScopeKind.GLOBAL
+                else {"budget_id": str(budget.budget_id), "limit": _limit_text(budget)}
+            )
+            for budget in spent
+        ],
+    }
+    first = next((b for b in spent if b.scope.kind is not ScopeKind.GLOBAL), None)
+    resource = f"budget/{first.budget_id}" if first else "budget/operator"
+    context.audit.append(
+        (
+            subject.tenant_id,
+            AuditEvent("BUDGET_CAP_HARD", subject.actor, resource, context.now, subject.user_id, details),
+        )
+    )
+
+
+def _limit_text(budget: Budget) -> str:
+    return f"{budget.limit} tokens" if budget.counts_tokens else f"{usd_text(budget.limit)} USD"

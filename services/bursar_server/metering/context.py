@@ -1,0 +1,62 @@
+"""What the calls of one batch share while they are evaluated one after the other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from bursar_server.audit.model import AuditEvent
+from bursar_server.budgets.model import Budget
+from bursar_server.kit.periods import period_key
+from bursar_server.ledger.model import BalanceKey, GrantState, Hold
+from bursar_server.ledger.rules import in_waterfall_order
+from bursar_server.ledger.service import Books
+from bursar_server.metering.model import Policy, PrincipalRef, Subject
+from bursar_server.metering.store import RateKey
+from bursar_server.pricing.model import Price
+
+PriceOf = Callable[[UUID, str, str, str, datetime], Price | None]
+"""The price in effect for a tenant, provider, model and tier at an instant."""
+
+
+@dataclass(slots=True)
+class Rates:
+    """The rate windows that the batch has locked, and which of them it counted in or has to make."""
+
+    requests: dict[RateKey, int]
+    stored: frozenset[RateKey]
+    changed: set[RateKey] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class BatchContext:
+    """The state of one batch. `periods` collects the balances that calls needed, with what it takes to make them."""
+
+    now: datetime
+    policy: Policy
+    books: Books
+    subjects: Mapping[PrincipalRef, Subject]
+    rates: Rates
+    price_of: PriceOf
+    oldest_record: datetime
+    periods: dict[BalanceKey, tuple[datetime, datetime]] = field(default_factory=dict)
+    audit: list[tuple[UUID, AuditEvent]] = field(default_factory=list)
+
+    def balance_key(self, budget: Budget, instant: datetime) -> BalanceKey:
+        """Return the key of the balance that an instant counts in, and remember its period."""
+        period = budget.period_at(instant)
+        key = (budget.tenant_id, budget.budget_id, period_key(period.start, budget.definition_revision))
+        self.periods[key] = (period.start, period.end)
+        return key
+
+    def active_grants(self, subject: Subject, instant: datetime) -> list[GrantState]:
+        """Return the user's grants that a call made then can draw on, in the order they are spent (S7)."""
+        grants = [self.books.grant((subject.tenant_id, grant_id)) for grant_id in subject.grant_ids]
+        return in_waterfall_order([grant for grant in grants if grant.active_at(instant)])
+
+    def hold_of(self, request_id: UUID, tenant_id: UUID | None) -> Hold | None:
+        """Return a call's open hold; where the tenant is not known, the only one of that id."""
+        if tenant_id is not None:
+            return self.books.holds.get((tenant_id, request_id))
+        found = [hold for key, hold in self.books.holds.items() if key[1] == request_id]
+        return found[0] if len(found) == 1 else None

@@ -1,0 +1,299 @@
+"""What ends a call, against the books of a batch: Deduct, release and the lease's expiry."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from uuid import UUID
+
+from bursar_server.audit.model import AuditEvent
+from bursar_server.budgets.model import ScopeKind
+from bursar_server.kit import ids
+from bursar_server.kit.errors import BursarError, Reason
+from bursar_server.kit.money import usd_text
+from bursar_server.ledger.model import (
+    Account,
+    Attribution,
+    BalanceKey,
+    Charge,
+    EntryKind,
+    GrantState,
+    Hold,
+    PastRevision,
+    PostingLine,
+    PricedItem,
+    Record,
+    Source,
+)
+from bursar_server.metering import rules
+from bursar_server.metering.context import BatchContext
+from bursar_server.metering.model import (
+    DeductAnswer,
+    DeductCall,
+    DeductItem,
+    ExpireCall,
+    Problem,
+    ReleaseAnswer,
+    ReleaseCall,
+    Subject,
+)
+from bursar_server.pricing.model import CallCost, Price, Usage
+from bursar_server.pricing.rules import call_cost
+
+
+def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -> DeductAnswer:
+    """Charge a call and remove its hold (S14–S16); never refused for lack of money.
+
+    Raises BursarError REQUEST_ID_REUSED, REQUEST_TOO_OLD or PRINCIPAL_UNKNOWN.
+    """
+    tenant_id, subject = _tenant_of(call, request_id, context)
+    hold = context.hold_of(request_id, tenant_id)
+    past = context.books.revisions((tenant_id, request_id))
+    first = next((revision for revision in past if revision.source is Source.DEDUCT), None)
+    if first is not None:
+        return _repeat(call, request_id, past, first, context)
+    fired_before = len(context.books.fired)
+    if hold is not None:
+        record = context.books.settle(
+            hold, _charge(call, hold.check_time, tenant_id, hold.provider, hold.model, context)
+        )
+        postings = record.postings
+        cost = record.cost
+    elif any(revision.source is Source.EXPIRY for revision in past):
+        expired = next(revision for revision in past if revision.source is Source.EXPIRY)
+        charge = _charge(call, expired.usage_time, tenant_id, expired.provider, expired.model, context)
+        record, postings = context.books.adjust(request_id, expired, charge)
+        cost = charge.cost
+    else:
+        record = _charge_unheld(call, request_id, tenant_id, subject, context)
+        postings, cost = record.postings, record.cost
+    fired = [threshold for _, threshold in context.books.fired[fired_before:]]
+    _audit_soft_limits(context, fired_before)
+    return DeductAnswer(
+        request_id,
+        cost,
+        postings,
+        _remaining(postings, context),
+        max(0, record.overage_nanos),
+        record.hold_shortfall_nanos,
+        record.unpriced,
+        record.unchecked,
+        alerts=tuple(fired),
+        record=record,
+    )
+
+
+def _tenant_of(
+    call: DeductCall | ReleaseCall, request_id: UUID, context: BatchContext
+) -> tuple[UUID, Subject]:
+    """Return whose call it is: that of the principal named, else that of its hold."""
+    subject = context.subjects[call.principal]
+    hold = context.hold_of(request_id, None)
+    if call.principal.empty or subject.problem is Problem.KEY_UNKNOWN:
+        if hold is not None:
+            tenant_id = hold.attribution.tenant_id
+        elif call.principal.empty:
+            tenant_id = subject.tenant_id
+        else:
+            raise BursarError(
+                Reason.PRINCIPAL_UNKNOWN,
+                "neither a hold nor api_key_sha256, user_id and tenant_id tell whose call this was",
+            )
+    else:
+        tenant_id = subject.tenant_id
+    if call.allowed_tenants is not None and tenant_id not in call.allowed_tenants:
+        raise BursarError(Reason.PERMISSION_DENIED, "this token is not bound to the call's tenant")
+    return tenant_id, subject
+
+
+def _charge(
+    call: DeductCall, at: datetime, tenant_id: UUID, provider: str, model: str, context: BatchContext
+) -> Charge:
+    """Price what a call consumed, at its start (S15)."""
+    served_by = call.provider or provider
+    priced: list[tuple[DeductItem, Price | None]] = [
+        (item, context.price_of(tenant_id, served_by, item.model, item.service_tier, at))
+        for item in call.items
+    ]
+    cost = call_cost([(item.usage, price) for item, price in priced])
+    return Charge(
+        Source.DEDUCT,
+        EntryKind.CHARGE,
+        call.body_sha256,
+        served_by,
+        call.outcome,
+        model,
+        tuple(
+            PricedItem(item.model, item.service_tier, item.usage, price.price_id if price else None)
+            for item, price in priced
+        ),
+        _item_costs([(item.usage, price) for item, price in priced], cost),
+        cost,
+        call.estimated,
+        call.start_time,
+        call.end_time,
+        call.provider_cost_nanos,
+    )
+
+
+def _item_costs(priced: Sequence[tuple[Usage, Price | None]], cost: CallCost) -> tuple[CallCost, ...]:
+    """Return the cost by item: the first bears what rounding leaves, so that the parts sum to the call's cost."""
+    if not priced:
+        return ()
+    others = [call_cost([item]) for item in priced[1:]]
+    first = CallCost(
+        cost.input_nanos - sum(other.input_nanos for other in others),
+        cost.output_nanos - sum(other.output_nanos for other in others),
+        cost.other_nanos - sum(other.other_nanos for other in others),
+    )
+    return (first, *others)
+
+
+def _charge_unheld(
+    call: DeductCall, request_id: UUID, tenant_id: UUID, subject: Subject, context: BatchContext
+) -> Record:
+    """Charge a call that was denied, or never asked about, on what matches now; flagged unchecked (S14, S16)."""
+    started = call.start_time or context.now
+    usage_time = min(context.now, max(started, context.oldest_record))
+    tags = {**(subject.default_tags or {}), **call.tags}
+    budgets = rules.applicable(subject, tags)
+    legs = [
+        (context.balance_key(budget, usage_time), budget.scope.kind is ScopeKind.USER) for budget in budgets
+    ]
+    context.books.require((key for key, _ in legs), ((tenant_id, grant_id) for grant_id in subject.grant_ids))
+    model = call.items[0].model if call.items else ""
+    charge = _charge(call, usage_time, tenant_id, call.provider, model, context)
+    attribution = Attribution(
+        tenant_id, subject.api_key_id, subject.user_id, subject.masked_key, subject.service_account,
+        subject.group_ids, tags, call.session_id,
+    )  # fmt: skip
+    unchecked = replace(charge, unchecked=True)
+    grants = context.active_grants(subject, usage_time)
+    return context.books.charge_unheld(attribution, request_id, usage_time, unchecked, legs, grants)
+
+
+def _repeat(
+    call: DeductCall,
+    request_id: UUID,
+    past: Sequence[PastRevision],
+    first: PastRevision,
+    context: BatchContext,
+) -> DeductAnswer:
+    """Return the first answer again (S16): what all revisions of the call come to."""
+    if first.body_sha256 != call.body_sha256:
+        raise BursarError(
+            Reason.REQUEST_ID_REUSED,
+            "request_id: this call was deducted before with other content",
+            field="request_id",
+        )
+    cost = CallCost(
+        sum(revision.cost.input_nanos for revision in past),
+        sum(revision.cost.output_nanos for revision in past),
+        sum(revision.cost.other_nanos for revision in past),
+    )
+    totals: dict[tuple[Account, UUID, UUID, str], PostingLine] = {}
+    for line in (line for revision in past for line in revision.postings):
+        key = (line.account, line.tenant_id, line.account_id, line.period_key)
+        was = totals.get(key)
+        totals[key] = PostingLine(
+            *key,
+            line.user_scoped,
+            line.nanos + (was.nanos if was else 0),
+            line.tokens + (was.tokens if was else 0),
+        )
+    postings = tuple(totals.values())
+    return DeductAnswer(
+        request_id,
+        cost,
+        postings,
+        _remaining(postings, context),
+        max(0, sum(revision.overage_nanos for revision in past)),
+        sum(revision.hold_shortfall_nanos for revision in past),
+        first.unpriced,
+        first.unchecked,
+        duplicate=True,
+    )
+
+
+def _remaining(postings: Sequence[PostingLine], context: BatchContext) -> int | None:
+    """Return what the tightest of the budgets that a call counted on leaves now."""
+    states = []
+    grants: list[GrantState] = []
+    for line in postings:
+        if line.account is Account.GRANT:
+            grant = context.books.grants.get((line.tenant_id, line.account_id))
+            if grant is not None and grant.active_at(context.now):
+                grants.append(grant)
+            continue
+        key: BalanceKey = (line.tenant_id, line.account_id, line.period_key)
+        budget = context.books.budget_of(line.account_id)
+        balance = context.books.balances.get(key)
+        if budget is not None and balance is not None:
+            states.append((budget, balance))
+    return rules.tightest_nanos(states, grants)
+
+
+def _audit_soft_limits(context: BatchContext, start: int) -> None:
+    """Note the soft limits that were reached: once in a period each (F083, F085)."""
+    for budget, threshold in context.books.fired[start:]:
+        if not threshold.soft_limit:
+            continue
+        spent = (
+            f"{threshold.spent_tokens} tokens"
+            if budget.counts_tokens
+            else f"{usd_text(threshold.spent_nanos)} USD"
+        )
+        details = {
+            "budget_id": str(budget.budget_id),
+            "period_key": threshold.period_key,
+            "soft_limit_pct": threshold.threshold_pct,
+            "spent": spent,
+        }
+        event = AuditEvent(
+            "BUDGET_CAP_SOFT",
+            "system",
+            f"budget/{budget.budget_id}",
+            context.now,
+            budget.scope.user_id,
+            details,
+        )
+        context.audit.append((budget.tenant_id, event))
+
+
+def evaluate_release(call: ReleaseCall, context: BatchContext) -> ReleaseAnswer:
+    """Remove the hold of a call that was never sent, and leave the mark that its late Check finds (S17)."""
+    tenant_id, subject = _tenant_of(call, call.request_id, context)
+    made = ids.time_of_uuid7(call.request_id)
+    if made is None or made < context.oldest_record:
+        raise BursarError(
+            Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
+        )
+    hold = context.hold_of(call.request_id, tenant_id)
+    attribution = hold.attribution if hold else Attribution(
+        tenant_id, subject.api_key_id, subject.user_id, subject.masked_key, subject.service_account,
+        subject.group_ids, {}, "",
+    )  # fmt: skip
+    provider = hold.provider if hold else ""
+    return ReleaseAnswer(context.books.release(attribution, call.request_id, "", provider))
+
+
+def evaluate_expiry(call: ExpireCall, context: BatchContext) -> ReleaseAnswer:
+    """Charge the estimate of a call whose lease has ended, or release it where its budgets say so (S18)."""
+    hold = context.hold_of(call.request_id, call.tenant_id)
+    if hold is None or hold.lease_expire_time > context.now:
+        return ReleaseAnswer(False)
+    if hold.release_on_expiry:
+        return ReleaseAnswer(context.books.release(hold.attribution, call.request_id, "", hold.provider))
+    start = len(context.books.fired)
+    context.books.settle(hold, _estimate(hold, context))
+    _audit_soft_limits(context, start)
+    return ReleaseAnswer(True)
+
+
+def _estimate(hold: Hold, context: BatchContext) -> Charge:
+    usage = Usage(input_tokens=hold.estimate_input_tokens, output_tokens=hold.estimate_output_tokens)
+    price = context.price_of(hold.attribution.tenant_id, hold.provider, hold.model, "", hold.check_time)
+    cost = call_cost([(usage, price)])
+    item = PricedItem(hold.model, "", usage, price.price_id if price else None)
+    return Charge(
+        Source.EXPIRY, EntryKind.EXPIRY, "", hold.provider, "PARTIAL", hold.model, (item,), (cost,), cost, estimated=True
+    )  # fmt: skip

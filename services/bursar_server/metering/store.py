@@ -1,0 +1,281 @@
+"""The SQL of metering: who calls and what limits them, rate windows, and the small statements around a batch."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+from psycopg import Connection
+
+from bursar_server.audit.model import AuditHead, ChainedEvent
+from bursar_server.budgets.model import (
+    Admission,
+    Budget,
+    Enforcement,
+    LeaseExpiry,
+    ManagedBy,
+    Scope,
+    ScopeKind,
+)
+from bursar_server.kit.periods import PeriodKind
+from bursar_server.pricing.model import Price, PriceSource, PriceTier
+
+Row = tuple[Any, ...]
+RateKey = tuple[UUID, UUID, datetime]
+"""Tenant, user and the minute's start."""
+
+LOCK_TENANTS = (
+    "SELECT pg_advisory_xact_lock_shared(k) FROM (SELECT unnest(%s::bigint[]) AS k ORDER BY 1) AS o"
+)
+READ_VERSIONS = (
+    "SELECT tenant_id, version, clock_timestamp() FROM config_versions WHERE tenant_id = ANY(%s::uuid[])"
+)
+LOCK_RATES = """
+SELECT r.tenant_id, r.user_id, r.window_start, r.requests
+FROM unnest(%s::uuid[], %s::uuid[], %s::timestamptz[]) AS k(t, u, w)
+    JOIN rate_windows r ON r.tenant_id = k.t AND r.user_id = k.u AND r.window_start = k.w
+ORDER BY r.tenant_id, r.user_id, r.window_start FOR UPDATE OF r"""
+UPDATE_RATES = """
+UPDATE rate_windows r SET requests = x.requests
+FROM json_populate_recordset(NULL::rate_windows, %s) AS x
+WHERE r.tenant_id = x.tenant_id AND r.user_id = x.user_id AND r.window_start = x.window_start"""
+INSERT_RATES = "INSERT INTO rate_windows SELECT * FROM json_populate_recordset(NULL::rate_windows, %s)"
+LOCK_AUDIT_HEADS = """
+SELECT h.tenant_id, h.sequence, h.hash FROM audit_heads h WHERE h.tenant_id = ANY(%s::uuid[])
+ORDER BY h.tenant_id FOR UPDATE OF h"""
+UPDATE_AUDIT_HEADS = """
+UPDATE audit_heads h SET sequence = x.sequence, hash = x.hash
+FROM json_populate_recordset(NULL::audit_heads, %s) AS x WHERE h.tenant_id = x.tenant_id"""
+INSERT_AUDIT_EVENTS = "INSERT INTO audit_events SELECT * FROM json_populate_recordset(NULL::audit_events, %s)"
+
+_BUDGET_COLUMNS = """tenant_id, budget_id, name, scope_kind, group_id, user_id, api_key_id, tag_key, tag_value, period,
+    anchor_day, timezone, limit_nanos, limit_tokens, soft_limit_pct, alert_thresholds_pct, enforcement, admission,
+    max_wait_ms, fit_output, shadow, on_lease_expiry, enabled, managed_by, owners, reason, definition_revision, version,
+    create_time, update_time"""
+
+
+def rate_rows(windows: Iterable[tuple[RateKey, int]]) -> str:
+    """Return rows of `rate_windows` as JSON."""
+    return _json(
+        {"tenant_id": key[0], "user_id": key[1], "window_start": key[2], "requests": requests}
+        for key, requests in windows
+    )
+
+
+def audit_rows(events: Iterable[ChainedEvent]) -> str:
+    """Return rows of `audit_events` as JSON."""
+    return _json(
+        {
+            "tenant_id": chained.tenant_id,
+            "sequence": chained.sequence,
+            "action": chained.event.action,
+            "actor": chained.event.actor,
+            "user_id": chained.event.user_id,
+            "resource": chained.event.resource,
+            "details": chained.event.details,
+            "create_time": chained.event.create_time,
+            "previous_hash": chained.previous_hash,
+            "hash": chained.hash,
+        }
+        for chained in events
+    )
+
+
+def audit_head_rows(heads: Iterable[tuple[UUID, AuditHead]]) -> str:
+    """Return rows of `audit_heads` as JSON."""
+    return _json(
+        {"tenant_id": tenant_id, "sequence": head.sequence, "hash": head.hash} for tenant_id, head in heads
+    )
+
+
+def _json(payload: Iterable[dict[str, object]]) -> str:
+    return orjson.dumps(list(payload)).decode()
+
+
+def read_versions(connection: Connection[Row]) -> dict[UUID, int]:
+    """Return the configuration version of every tenant."""
+    return dict(connection.execute("SELECT tenant_id, version FROM config_versions").fetchall())
+
+
+def versions_of(connection: Connection[Row], tenant_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Return the configuration versions of some tenants."""
+    rows = connection.execute(READ_VERSIONS, (list(tenant_ids),)).fetchall()
+    return {row[0]: row[1] for row in rows}
+
+
+def keys_by_sha256(connection: Connection[Row], digests: Sequence[str]) -> dict[str, Row]:
+    """Return (tenant, key, masked key, user, service account, act for users, default tags, revoked) by key hash."""
+    rows = connection.execute(
+        "SELECT key_sha256, tenant_id, api_key_id, masked_key, user_id, service_account, act_for_users, default_tags,"
+        " revoke_time IS NOT NULL FROM api_keys WHERE key_sha256 = ANY(%s)",
+        (list(digests),),
+    ).fetchall()
+    return {row[0]: row[1:] for row in rows}
+
+
+def tenants_named(
+    connection: Connection[Row], ids: Sequence[UUID], names: Sequence[str]
+) -> list[tuple[UUID, str, str]]:
+    """Return (id, name, status) of the tenants with these ids or names."""
+    return connection.execute(
+        "SELECT tenant_id, name, status FROM tenants WHERE tenant_id = ANY(%s::uuid[]) OR name = ANY(%s)",
+        (list(ids), list(names)),
+    ).fetchall()
+
+
+def users_named(
+    connection: Connection[Row], wanted: Sequence[tuple[UUID, str]]
+) -> dict[tuple[UUID, str], Row]:
+    """Return (user, e-mail, status, service account, rate limit) by tenant and id or e-mail."""
+    rows = connection.execute(
+        "SELECT w.t, w.u, u.user_id, u.email, u.status, u.service_account, u.rate_limit"
+        " FROM unnest(%s::uuid[], %s::text[]) AS w(t, u) JOIN users u ON u.tenant_id = w.t"
+        " AND ((u.email = w.u AND u.status <> 'DELETED') OR u.user_id::text = w.u)",
+        ([tenant_id for tenant_id, _ in wanted], [user for _, user in wanted]),
+    ).fetchall()
+    return {(row[0], row[1]): row[2:] for row in rows}
+
+
+def groups_of(connection: Connection[Row], users: Sequence[tuple[UUID, UUID]]) -> dict[UUID, list[UUID]]:
+    """Return the groups of users, those above them included, by user."""
+    rows = connection.execute(
+        "WITH RECURSIVE above(tenant_id, user_id, group_id) AS ("
+        " SELECT m.tenant_id, m.user_id, m.group_id FROM unnest(%s::uuid[], %s::uuid[]) AS w(t, u)"
+        " JOIN group_members m ON m.tenant_id = w.t AND m.user_id = w.u"
+        " UNION SELECT a.tenant_id, a.user_id, g.parent_group_id FROM above a"
+        " JOIN groups g ON g.tenant_id = a.tenant_id AND g.group_id = a.group_id WHERE g.parent_group_id IS NOT NULL)"
+        " SELECT user_id, group_id FROM above ORDER BY user_id, group_id",
+        ([tenant_id for tenant_id, _ in users], [user_id for _, user_id in users]),
+    ).fetchall()
+    groups: dict[UUID, list[UUID]] = {}
+    for user_id, group_id in rows:
+        groups.setdefault(user_id, []).append(group_id)
+    return groups
+
+
+def budgets_matching(
+    connection: Connection[Row],
+    tenant_ids: Sequence[UUID],
+    user_ids: Sequence[UUID],
+    key_ids: Sequence[UUID],
+    group_ids: Sequence[UUID],
+) -> list[Budget]:
+    """Return the enabled budgets that can match any of these principals; those of scope tenant, tag and global too."""
+    rows = connection.execute(
+        f"SELECT {_BUDGET_COLUMNS} FROM budgets WHERE tenant_id = ANY(%s::uuid[]) AND enabled AND delete_time IS NULL AND"
+        " (scope_kind IN ('TENANT', 'TAG', 'GLOBAL') OR user_id = ANY(%s::uuid[]) OR api_key_id = ANY(%s::uuid[])"
+        " OR group_id = ANY(%s::uuid[])) ORDER BY tenant_id, budget_id",
+        (list(tenant_ids), list(user_ids), list(key_ids), list(group_ids)),
+    ).fetchall()
+    return [budget_of(row) for row in rows]
+
+
+def budgets_by_id(connection: Connection[Row], keys: Sequence[tuple[UUID, UUID]]) -> list[Budget]:
+    """Return budgets by tenant and id, disabled and deleted ones included."""
+    rows = connection.execute(
+        f"SELECT {_BUDGET_COLUMNS} FROM budgets WHERE (tenant_id, budget_id) IN"
+        " (SELECT t, i FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, i))",
+        ([key[0] for key in keys], [key[1] for key in keys]),
+    ).fetchall()
+    return [budget_of(row) for row in rows]
+
+
+def budget_of(row: Row) -> Budget:
+    """Return the budget that a row of `budgets` holds."""
+    scope = Scope(ScopeKind(row[3]), *row[4:9])
+    return Budget(
+        row[0], row[1], row[2], scope, PeriodKind(row[9]), row[10], row[11], row[12], row[13], row[14], tuple(row[15]),
+        Enforcement(row[16]), Admission(row[17]), row[18], row[19], row[20], LeaseExpiry(row[21]), row[22],
+        ManagedBy(row[23]), tuple(row[24]), row[25], row[26], row[27], row[28], row[29],
+    )  # fmt: skip
+
+
+def grants_of(connection: Connection[Row], users: Sequence[tuple[UUID, UUID]]) -> dict[UUID, list[UUID]]:
+    """Return the grants of users that are neither revoked nor over nor wholly spent, by user."""
+    rows = connection.execute(
+        "SELECT g.user_id, g.grant_id FROM unnest(%s::uuid[], %s::uuid[]) AS w(t, u)"
+        " JOIN grants g ON g.tenant_id = w.t AND g.user_id = w.u"
+        " WHERE g.revoke_time IS NULL AND g.expires_at > now() AND g.spent_nanos < g.amount_nanos",
+        ([tenant_id for tenant_id, _ in users], [user_id for _, user_id in users]),
+    ).fetchall()
+    grants: dict[UUID, list[UUID]] = {}
+    for user_id, grant_id in rows:
+        grants.setdefault(user_id, []).append(grant_id)
+    return grants
+
+
+def prices_of(connection: Connection[Row], tenant_id: UUID) -> list[Price]:
+    """Return the prices stored under a tenant (the platform's include the catalogue)."""
+    rows = connection.execute(
+        "SELECT tenant_id, price_id, source, model_pattern, provider, service_tier, rates, tiers, max_output_tokens,"
+        " effective_time, create_time, update_time, version FROM prices WHERE tenant_id = %s AND delete_time IS NULL",
+        (tenant_id,),
+    ).fetchall()
+    return [
+        Price(
+            row[0], row[1], PriceSource(row[2]), row[3], row[4], row[5], row[6],
+            tuple(PriceTier(tier["from_input_tokens"], tier["rates"]) for tier in row[7]), *row[8:],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def tenants_of_calls(connection: Connection[Row], request_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    """Return the tenants of open calls, where a request names nothing but the call."""
+    rows = connection.execute(
+        "SELECT request_id, tenant_id FROM holds WHERE request_id = ANY(%s::uuid[])", (list(request_ids),)
+    ).fetchall()
+    return dict(rows)
+
+
+def odd_request_id(
+    connection: Connection[Row], tenant_id: UUID, given_id: str, made: UUID, now: datetime
+) -> UUID:
+    """Return the id that stands for one that cannot be placed; the first one made for it counts for ever (S16)."""
+    connection.execute(
+        "INSERT INTO odd_request_ids VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        (tenant_id, given_id, made, now),
+    )
+    row = connection.execute(
+        "SELECT request_id FROM odd_request_ids WHERE tenant_id = %s AND given_id = %s", (tenant_id, given_id)
+    ).fetchone()
+    return row[0] if row else made
+
+
+def renew_holds(
+    connection: Connection[Row], request_ids: Sequence[UUID], tenant_ids: Sequence[UUID] | None, lease_ms: int
+) -> tuple[datetime, set[UUID]]:
+    """Renew the leases of open calls; return when they end, and the calls that were open."""
+    rows = connection.execute(
+        "WITH open AS (SELECT tenant_id, request_id FROM holds WHERE request_id = ANY(%s::uuid[])"
+        " AND (%s::uuid[] IS NULL OR tenant_id = ANY(%s::uuid[])) ORDER BY tenant_id, request_id FOR UPDATE),"
+        " renewed AS (UPDATE holds h SET lease_expire_time = clock_timestamp() + %s * interval '1 millisecond' FROM open o"
+        " WHERE h.tenant_id = o.tenant_id AND h.request_id = o.request_id RETURNING h.request_id)"
+        " SELECT clock_timestamp() + %s * interval '1 millisecond', (SELECT array_agg(request_id) FROM renewed)",
+        (list(request_ids), tenant_ids, tenant_ids, lease_ms, lease_ms),
+    ).fetchall()
+    return rows[0][0], set(rows[0][1] or ())
+
+
+def expired_holds(connection: Connection[Row], limit: int) -> list[tuple[UUID, UUID]]:
+    """Return open calls whose lease has ended, the longest ago first."""
+    return connection.execute(
+        "SELECT tenant_id, request_id FROM holds WHERE lease_expire_time < clock_timestamp()"
+        " ORDER BY lease_expire_time LIMIT %s",
+        (limit,),
+    ).fetchall()
+
+
+def purge_rate_windows(connection: Connection[Row]) -> None:
+    """Delete the rate windows that are older than two minutes (F093)."""
+    connection.execute("DELETE FROM rate_windows WHERE window_start < now() - interval '2 minutes'")
+
+
+def oldest_partition_name(connection: Connection[Row]) -> str | None:
+    """Return the name of the oldest partition of records."""
+    row = connection.execute(
+        "SELECT min(c.relname) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+        " JOIN pg_class p ON p.oid = i.inhparent WHERE p.relname = 'usage_records'"
+    ).fetchone()
+    return row[0] if row else None
