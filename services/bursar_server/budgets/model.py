@@ -126,3 +126,79 @@ class Balance:
     spent_tokens: int = 0
     held_tokens: int = 0
     shadow_denials: int = 0
+
+
+class Color(StrEnum):
+    """How far a budget is spent (F069, F070)."""
+
+    GREEN = "GREEN"
+    AMBER = "AMBER"
+    RED = "RED"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A budget and where it stands in the period that an instant lies in. Amounts are in the budget's own unit."""
+
+    budget: Budget
+    balance: Balance
+
+    @property
+    def spent(self) -> int:
+        """What was spent."""
+        return self.balance.spent_tokens if self.budget.counts_tokens else self.balance.spent_nanos
+
+    @property
+    def held(self) -> int:
+        """What is held for open calls."""
+        return self.balance.held_tokens if self.budget.counts_tokens else self.balance.held_nanos
+
+    @property
+    def left(self) -> int:
+        """Limit − spent − held, which can be negative (S10)."""
+        return self.budget.limit - self.spent - self.held
+
+    @property
+    def remaining(self) -> int:
+        """What is left as it is shown: never below 0 (S22)."""
+        return max(0, self.left)
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the budget can deny a call (S3)."""
+        return self.budget.enabled and self.budget.enforcement is Enforcement.HARD and not self.budget.shadow
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetDraft:
+    """What a request says of a budget; None is what it does not say: a default where the budget is new, else it stays."""
+
+    name: str | None = None
+    scope: Scope | None = None
+    period: PeriodKind | None = None
+    anchor_day: int | None = None
+    timezone: str | None = None
+    limit_nanos: int | None = None
+    limit_tokens: int | None = None
+    soft_limit_pct: int | None = None
+    alert_thresholds_pct: tuple[int, ...] | None = None
+    enforcement: Enforcement | None = None
+    admission: Admission | None = None
+    max_wait_ms: int | None = None
+    fit_output: bool | None = None
+    shadow: bool | None = None
+    on_lease_expiry: LeaseExpiry | None = None
+    enabled: bool | None = None
+    managed_by: ManagedBy | None = None
+    owners: tuple[str, ...] | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetFilter:
+    """Which budgets to list. `tenant_ids` None is every tenant; an absent subject does not narrow."""
+
+    tenant_ids: frozenset[UUID] | None = None
+    user_id: UUID | None = None
+    group_id: UUID | None = None
+    api_key_id: UUID | None = None

@@ -4,9 +4,14 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
 
 from bursar_server.kit.errors import invalid
+
+Item = TypeVar("Item")
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -46,6 +51,50 @@ def decode_page_token(token: str, query: Sequence[object], length: int) -> list[
         isinstance(decoded, list) and len(decoded) == length + 1 and all(isinstance(x, str) for x in decoded)
     ):
         raise invalid("page_token", "is not a token that a list answered")
+    try:
+        storable = b"\0" not in "".join(decoded).encode()
+    except UnicodeEncodeError:
+        storable = False
+    if not storable:
+        raise invalid("page_token", "is not a token that a list answered")
     if decoded[0] != _digest(query):
         raise invalid("page_token", "was made for a list with other filters")
     return decoded[1:]
+
+
+def cut_page(
+    found: Sequence[Item], size: int, query: Sequence[object], position: Callable[[Item], Sequence[str]]
+) -> tuple[list[Item], str]:
+    """Return the first `size` of what was found, and the token of the page after them; empty at the end.
+
+    `found` has one more than `size` where there is a next page; `position` says where an item stands in the order.
+    """
+    page = list(found[:size])
+    more = len(found) > size and bool(page)
+    return page, encode_page_token(position(page[-1]), query) if more else ""
+
+
+def position_uuid(text: str) -> UUID:
+    """Return the id in a token's position; raises INVALID_FIELD naming `page_token` where it is none."""
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise invalid("page_token", "is not a token that a list answered") from error
+
+
+def position_instant(text: str) -> datetime:
+    """Return the instant in a token's position; raises INVALID_FIELD naming `page_token` where it is none."""
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise invalid("page_token", "is not a token that a list answered") from error
+    if instant.tzinfo is None:
+        raise invalid("page_token", "is not a token that a list answered")
+    return instant
+
+
+def position_integer(text: str) -> int:
+    """Return the number in a token's position; raises INVALID_FIELD naming `page_token` where it is none."""
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise invalid("page_token", "is not a token that a list answered")
+    return int(text)
