@@ -94,3 +94,16 @@ class CallCost:
     def total_nanos(self) -> int:
         """The cost: what is charged."""
         return self.input_nanos + self.output_nanos + self.other_nanos
+
+
+@dataclass(frozen=True, slots=True)
+class PriceDraft:
+    """What somebody says a price is to be; `effective_time` None is now, or as it was."""
+
+    model_pattern: str
+    provider: str
+    service_tier: str
+    rates: Rates
+    tiers: tuple[PriceTier, ...]
+    max_output_tokens: int | None
+    effective_time: datetime | None

@@ -1,15 +1,26 @@
 """Which price counts for a call, and what the call costs by it (S15). Exact integers; rounded once per call."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from typing import NamedTuple
 from uuid import UUID
 
+from bursar_server.kit.errors import invalid
 from bursar_server.kit.money import divide_half_even
-from bursar_server.pricing.model import CallCost, Price, PriceSource, Rates, Usage
+from bursar_server.pricing.model import CallCost, Price, PriceDraft, PriceSource, Rates, Usage
 
 # Rates are nanos per million units: units x rate is in millionths of a nano.
 UNITS_PER_RATE = 1_000_000
+
+MAX_PATTERN_LENGTH = 200
+MAX_PRICE_TIERS = 16
+MAX_OUTPUT_TOKENS = 1_000_000_000
+# A million US dollars per million tokens: what a billion of them cost still fits int64. A thousand per request or image.
+MAX_TOKEN_RATE = 10**15
+MAX_PIECE_RATE = 10**18
+_PIECES = frozenset({"request", "image", "web_search"})
 
 _STRENGTH = {PriceSource.CATALOGUE: 0, PriceSource.PLATFORM: 1, PriceSource.TENANT: 2}
 
@@ -257,3 +268,44 @@ def _dearest(rates: Rates, names: Sequence[str]) -> int:
 def is_free(price: Price) -> bool:
     """Whether nothing that the price names costs anything: such a model always passes a Check (S10)."""
     return not any(any(rates.values()) for rates in (price.rates, *(tier.rates for tier in price.tiers)))
+
+
+def checked_draft(draft: PriceDraft) -> PriceDraft:
+    """Return a draft with its provider and tier in lower case and its size tiers in order.
+
+    Raises INVALID_FIELD naming the field where it is no price: without a pattern or a rate, or beyond the bounds below.
+    """
+    pattern = draft.model_pattern.strip()
+    if not pattern:
+        raise invalid("price.model_pattern", "is needed: a model's name or a pattern such as gpt-4o*")
+    if len(pattern) > MAX_PATTERN_LENGTH:
+        raise invalid("price.model_pattern", f"must have at most {MAX_PATTERN_LENGTH} characters")
+    if any(not letter.isprintable() or letter.isspace() for letter in pattern):
+        raise invalid("price.model_pattern", "must have no spaces")
+    _check_rates(draft.rates, "price")
+    if len(draft.tiers) > MAX_PRICE_TIERS:
+        raise invalid("price.tiers", f"must have at most {MAX_PRICE_TIERS} entries")
+    for index, tier in enumerate(draft.tiers):
+        if tier.from_input_tokens < 1:
+            raise invalid(f"price.tiers[{index}].from_input_tokens", "must be at least 1")
+        _check_rates(tier.rates, f"price.tiers[{index}]")
+    tiers = tuple(sorted(draft.tiers, key=lambda tier: tier.from_input_tokens))
+    if any(a.from_input_tokens == b.from_input_tokens for a, b in pairwise(tiers)):
+        raise invalid("price.tiers", "must each begin at another size of the input")
+    if draft.max_output_tokens is not None and not 1 <= draft.max_output_tokens <= MAX_OUTPUT_TOKENS:
+        raise invalid("price.max_output_tokens", f"must be between 1 and {MAX_OUTPUT_TOKENS}")
+    return replace(
+        draft,
+        model_pattern=pattern,
+        provider=draft.provider.strip().lower(),
+        service_tier=draft.service_tier.strip().lower(),
+        tiers=tiers,
+    )
+
+
+def _check_rates(rates: Rates, path: str) -> None:
+    if not rates:
+        raise invalid(path, "needs at least one price: input_usd_per_million, say; 0 is free of charge")
+    for unit, rate in rates.items():
+        if rate > (MAX_PIECE_RATE if unit in _PIECES else MAX_TOKEN_RATE):
+            raise invalid(path, f"the price of {unit.replace('_', ' ')} is too high")
