@@ -20,6 +20,7 @@ from bursar_server.metering.model import (
     PrincipalRef,
     ReleaseCall,
 )
+from bursar_server.notify.rules import alert_message
 from bursar_server.pricing.model import Usage
 from bursar_server.rpc import fields
 
@@ -162,11 +163,6 @@ def _denial(denial: Denial) -> metering_pb2.Denial:
     if denial.reset_time is not None:
         message.period_reset_time.CopyFrom(fields.timestamp_of(denial.reset_time))
     return message
-
-
-def alert_message(threshold_pct: int) -> str:
-    """Return the words of an alert: the log line that people filter by (F088)."""
-    return f"🔔 budget alert: {threshold_pct}% threshold reached"
 
 
 def _alerts(alerts: Iterable[FiredThreshold]) -> list[metering_pb2.FiredAlert]:

@@ -117,7 +117,7 @@ class MeteringService:
         failed = sum(isinstance(result, BaseException) for result in results)
         if failed:
             logger.warning(
-                "expired calls could not be settled and are tried again", extra={"fields": {"calls": failed}}
+                "expired calls could not be settled and are tried again", extra={"calls": failed}
             )
         return len(calls) - failed
 

@@ -1,0 +1,441 @@
+"""What a Check and a Deduct do to the books, on a real database. A call of the tests costs 100 nanos."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from bursar_server.kit.errors import BursarError, Reason
+from bursar_server.metering.model import ExpireCall, NoBudgetPolicy, Policy, PricingOnMissing, PrincipalRef
+from support.metering import PLATFORM, TENANT, Ledger, ledger_on, new_id
+
+
+@pytest.fixture
+async def ledger(database_url: str) -> AsyncIterator[Ledger]:
+    async with ledger_on(database_url) as ledger:
+        yield ledger
+        ledger.assert_books()
+
+
+async def test_a_call_is_checked_and_deducted(ledger: Ledger) -> None:
+    """S9, S14, S15, F100: an allowed call holds; its Deduct charges, records and removes the hold."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    budget = ledger.budget("USER", 1_000, user_id=alice)
+    check = await ledger.check(key)
+    assert check.allowed
+    assert check.remaining_nanos == 1_000
+    assert check.subject.user_id == alice
+    assert len(ledger.sql("SELECT 1 FROM holds")) == 1
+    deduct = await ledger.deduct(key, check.request_id)
+    assert (deduct.cost.input_nanos, deduct.cost.output_nanos, deduct.cost.total_nanos) == (10, 90, 100)
+    assert [(line.account_id, line.nanos) for line in deduct.postings] == [(budget, 100)]
+    assert deduct.remaining_nanos == 900
+    assert ledger.sql("SELECT count(*) FROM holds") == [(0,)]
+    [(cost, model, estimated, price)] = ledger.sql(
+        "SELECT cost_nanos, model, estimated, price_id FROM usage_records"
+    )
+    assert (cost, model, estimated) == (100, "test-model", False)
+    assert isinstance(price, UUID)
+
+
+async def test_a_spent_budget_denies_and_says_so(ledger: Ledger) -> None:
+    """F053, F054, C04, S2: a spent HARD budget denies with BUDGET_CAP_HARD, its figures and its reset time."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    budget = ledger.budget("USER", 150, user_id=alice)
+    await ledger.call(key)
+    await ledger.call(key)
+    denied = await ledger.check(key)
+    [denial] = denied.denials
+    assert (denial.code, denial.budget_id, denial.limit_nanos, denial.spent_nanos) == (
+        "BUDGET_CAP_HARD",
+        budget,
+        150,
+        200,
+    )
+    assert denial.message.startswith("budget exhausted")
+    assert not denial.retryable
+    assert denial.reset_time is not None
+    assert denial.reset_time > datetime.now(UTC)
+    assert ledger.sql(
+        "SELECT action, details->'budgets'->0->>'budget_id' FROM audit_events WHERE action = 'BUDGET_CAP_HARD'"
+    ) == [("BUDGET_CAP_HARD", str(budget))]
+
+
+async def test_grants_are_spent_first_earliest_expiry_first(ledger: Ledger) -> None:
+    """F074–F078, F200: a call spans grants in order of their expiry, then the budget, to the nano."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    budget = ledger.budget("USER", 0, user_id=alice)
+    second = ledger.grant(alice, 2_000_000_000, expires_in=timedelta(days=10))
+    first = ledger.grant(alice, 300_000_000, expires_in=timedelta(days=5))
+    check = await ledger.check(key)
+    assert check.allowed
+    answer = await ledger.deduct(key, check.request_id, 0, 250_000_000)
+    assert [(line.account_id, line.nanos) for line in answer.postings] == [
+        (first, 300_000_000),
+        (second, 200_000_000),
+        (budget, 0),
+    ]
+
+
+async def test_other_budgets_count_the_full_cost(ledger: Ledger) -> None:
+    """S6, F033–F036: grants spare the user's budgets only; group, tenant, key and global budgets count everything."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    outer = ledger.group("company")
+    ledger.group("team", alice, parent=outer)
+    [(key_id,)] = ledger.sql("SELECT api_key_id FROM api_keys")
+    of_user = ledger.budget("USER", 1_000, user_id=alice)
+    of_key = ledger.budget("KEY", 1_000, api_key_id=key_id)
+    of_group = ledger.budget("GROUP", 1_000, group_id=outer)
+    of_tenant = ledger.budget("TENANT", 1_000)
+    of_all = ledger.budget("GLOBAL", 1_000, tenant_id=PLATFORM)
+    ledger.grant(alice, 60)
+    await ledger.call(key)
+    spent = dict(ledger.sql("SELECT budget_id, spent_nanos FROM balances"))
+    assert spent == {of_user: 40, of_key: 100, of_group: 100, of_tenant: 100, of_all: 100}
+
+
+async def test_the_tightest_budget_wins(ledger: Ledger) -> None:
+    """F049, S2: every budget that denies is listed, strictest first; a global one shows no figures (C08)."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    ledger.budget("TENANT", 50, period="MONTHLY")
+    ledger.budget("GLOBAL", 50, tenant_id=PLATFORM, period="YEARLY")
+    ledger.budget("USER", 1_000, user_id=alice)
+    await ledger.call(key)
+    denied = await ledger.check(key)
+    assert [denial.scope for denial in denied.denials] == ["global", "tenant"]
+    assert all(denial.limit_nanos is None and denial.budget_id is None for denial in denied.denials)
+    assert "operator limit" in denied.denials[0].message
+
+
+async def test_soft_and_shadow_budgets_never_deny(ledger: Ledger) -> None:
+    """F057, S3: SOFT serves on; a shadow counts what it would have denied."""
+    key = ledger.key()
+    ledger.budget("TENANT", 50, enforcement="SOFT")
+    ledger.budget("TENANT", 50, shadow=True)
+    for _ in range(3):
+        assert (await ledger.call(key)).cost.total_nanos == 100
+    assert sorted(ledger.sql("SELECT spent_nanos, shadow_denials FROM balances")) == [(300, 0), (300, 2)]
+
+
+async def test_upper_bound_holds_the_most_a_call_can_cost(ledger: Ledger) -> None:
+    """C03, S10, S11: with UPPER_BOUND a budget worth one call lets one through; the next one is told it is held."""
+    key = ledger.key()
+    ledger.budget("TENANT", 150, admission="UPPER_BOUND")
+    first = await ledger.check(key)
+    assert first.held_nanos == 100
+    [denial] = (await ledger.check(key)).denials
+    assert (denial.code, denial.retryable) == ("BUDGET_HELD", True)
+    await ledger.deduct(key, first.request_id, 10, 20)
+    assert ledger.sql("SELECT spent_nanos, held_nanos FROM balances") == [(50, 0)]
+    assert (await ledger.call(key)).cost.total_nanos == 100
+    [denial] = (await ledger.check(key)).denials
+    assert denial.code == "BUDGET_CAP_HARD"
+
+
+async def test_upper_bound_holds_on_grants_first(ledger: Ledger) -> None:
+    """S6, S7, S8: what is held of a grant stays the call's when the grant is revoked."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    budget = ledger.budget("USER", 100, user_id=alice, admission="UPPER_BOUND")
+    grant = ledger.grant(alice, 70)
+    check = await ledger.check(key)
+    assert ledger.sql("SELECT held_nanos FROM grants") == [(70,)]
+    assert ledger.sql("SELECT held_nanos FROM balances") == [(30,)]
+    ledger.sql("UPDATE grants SET revoke_time = now()")
+    ledger.bump()
+    answer = await ledger.deduct(key, check.request_id)
+    assert [(line.account_id, line.nanos) for line in answer.postings] == [(grant, 70), (budget, 30)]
+
+
+async def test_a_repeat_answers_the_same(ledger: Ledger) -> None:
+    """S16: the same id is the same call for ever; with other content it is refused and nothing changes."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000)
+    request_id = new_id()
+    assert not (await ledger.check(key, request_id)).duplicate
+    assert (await ledger.check(key, request_id)).duplicate
+    with pytest.raises(BursarError) as reused:
+        await ledger.check(key, request_id, model="other")
+    assert reused.value.reason is Reason.REQUEST_ID_REUSED
+    first = await ledger.deduct(key, request_id)
+    again = await ledger.deduct(key, request_id)
+    assert again.duplicate
+    assert (again.cost, again.postings, again.overage_nanos) == (
+        first.cost,
+        first.postings,
+        first.overage_nanos,
+    )
+    with pytest.raises(BursarError) as reused:
+        await ledger.deduct(key, request_id, 11)
+    assert reused.value.reason is Reason.REQUEST_ID_REUSED
+    assert ledger.sql("SELECT count(*), sum(cost_nanos) FROM usage_records") == [(1, 100)]
+
+
+async def test_a_check_needs_a_recent_uuid7(ledger: Ledger) -> None:
+    """S16: an id of another kind, or too old, or too far ahead, is INVALID_ARGUMENT with the server's time."""
+    key = ledger.key()
+    now = datetime.now(UTC)
+    for request_id in (UUID(int=4), new_id(now - timedelta(hours=25)), new_id(now + timedelta(minutes=6))):
+        with pytest.raises(BursarError) as misplaced:
+            await ledger.check(key, request_id)
+        assert misplaced.value.reason is Reason.REQUEST_ID_MISPLACED
+        assert misplaced.value.metadata["server_time"].startswith(str(now.year))
+
+
+async def test_a_deduct_that_cannot_be_placed_is_charged_once(ledger: Ledger) -> None:
+    """S16: an odd id is charged under a server-made id, the same for ever; one too old is refused."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000)
+    odd = ledger.deduct_call(key, new_id(), given_id="not-a-uuid")
+    odd = type(odd)(**{name: getattr(odd, name) for name in odd.__slots__} | {"request_id": None})
+    first = await ledger.service.deduct(odd)
+    again = await ledger.service.deduct(odd)
+    assert (first.unchecked, again.duplicate, again.request_id) == (True, True, first.request_id)
+    with pytest.raises(BursarError) as old:
+        await ledger.deduct(key, new_id(datetime.now(UTC) - timedelta(days=200)))
+    assert old.value.reason is Reason.REQUEST_TOO_OLD
+    assert ledger.sql("SELECT sum(spent_nanos) FROM balances") == [(100,)]
+
+
+async def test_a_deduct_without_a_check_is_charged_and_flagged(ledger: Ledger) -> None:
+    """S14, S16: an unknown or denied call is charged on what matches, flagged unchecked."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    ledger.budget("USER", 100, user_id=alice)
+    ledger.grant(alice, 30)
+    answer = await ledger.deduct(key, new_id())
+    assert answer.unchecked
+    assert [line.nanos for line in answer.postings] == [30, 70]
+    await ledger.call(key)
+    denied = await ledger.check(key)
+    assert not denied.allowed
+    late = await ledger.deduct(key, denied.request_id)
+    assert (late.unchecked, late.overage_nanos) == (True, 100)
+
+
+async def test_a_release_leaves_nothing_and_wins(ledger: Ledger) -> None:
+    """S17: a released call charges nothing, and a Check of the same id that arrives later leaves no hold."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000, admission="UPPER_BOUND")
+    check = await ledger.check(key)
+    assert (await ledger.release(key, check.request_id)).released
+    assert not (await ledger.release(key, check.request_id)).released
+    early = new_id()
+    assert not (await ledger.release(key, early)).released
+    late = await ledger.check(key, early)
+    assert late.denials[0].code == "REQUEST_RELEASED"
+    assert ledger.sql("SELECT held_nanos, spent_nanos FROM balances") == [(0, 0)]
+    assert ledger.sql("SELECT count(*) FROM holds") == [(0,)]
+
+
+async def test_an_expired_lease_is_charged_at_its_estimate_then_corrected(ledger: Ledger) -> None:
+    """S18, S16: expiry charges the estimate, flagged; the real usage posts the difference in the original period."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    ledger.budget("USER", 1_000, user_id=alice)
+    ledger.grant(alice, 40)
+    check = await ledger.check(key)
+    ledger.sql("UPDATE holds SET lease_expire_time = now() - interval '1 second'")
+    assert await ledger.service.sweep_once() == 1
+    assert ledger.sql("SELECT cost_nanos, estimated, lease_expired FROM usage_records") == [(100, True, True)]
+    ledger.assert_books()
+    answer = await ledger.deduct(key, check.request_id, 10, 5)
+    assert answer.cost.total_nanos == 20
+    assert [line.nanos for line in answer.postings] == [20, 0]
+    assert ledger.sql("SELECT spent_nanos FROM grants") == [(20,)]
+    assert ledger.sql("SELECT revision, cost_nanos FROM usage_records ORDER BY revision") == [
+        (0, 100),
+        (1, -80),
+    ]
+    assert ledger.sql(
+        "SELECT sum(requests), sum(estimated_requests), sum(output_tokens) FROM rollup_days"
+    ) == [(1, 0, 5)]
+    again = await ledger.deduct(key, check.request_id, 10, 5)
+    assert (again.duplicate, again.cost.total_nanos) == (True, 20)
+    assert [line.nanos for line in again.postings] == [20, 0]
+
+
+async def test_a_lease_is_renewed_or_released(ledger: Ledger) -> None:
+    """S9, S18: a renewed call is not expired; on_lease_expiry RELEASE charges nothing."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000, on_lease_expiry="RELEASE")
+    check = await ledger.check(key)
+    ledger.sql("UPDATE holds SET lease_expire_time = now() - interval '1 second'")
+    expire_time, missing = await ledger.service.renew([check.request_id, new_id()], None)
+    assert expire_time > datetime.now(UTC)
+    assert len(missing) == 1
+    assert await ledger.service.sweep_once() == 0
+    ledger.sql("UPDATE holds SET lease_expire_time = now() - interval '1 second'")
+    assert await ledger.service.sweep_once() == 1
+    assert ledger.sql("SELECT spent_nanos FROM balances") == [(0,)]
+
+
+async def test_alerts_fire_once_in_a_period(ledger: Ledger) -> None:
+    """F081, F082, S21: each threshold fires once; one Deduct can fire several; the soft limit is audited once."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000)
+    first = await ledger.call(key, 0, 425)
+    assert [alert.threshold_pct for alert in first.alerts] == [80]
+    second = await ledger.call(key, 0, 100)
+    assert [alert.threshold_pct for alert in second.alerts] == [90, 100]
+    ledger.sql("UPDATE budgets SET limit_nanos = 2000")
+    ledger.bump()
+    assert [alert.threshold_pct for alert in (await ledger.call(key)).alerts] == []
+    assert ledger.sql("SELECT count(*) FROM audit_events WHERE action = 'BUDGET_CAP_SOFT'") == [(1,)]
+    assert ledger.sql("SELECT threshold_pct FROM alert_states ORDER BY 1") == [(80,), (90,), (100,)]
+
+
+async def test_requests_per_minute_are_limited_per_user(ledger: Ledger) -> None:
+    """F092, F096: the rate limit counts a user's requests of the minute over all its keys; 0 is off."""
+    alice = ledger.user("alice@example.com", rate_limit=3)
+    keys = [ledger.key(alice, secret="bur_1"), ledger.key(alice, secret="bur_2")]
+    while datetime.now(UTC).second > 57:
+        pass
+    answers = [await ledger.check(keys[n % 2]) for n in range(5)]
+    assert [answer.allowed for answer in answers] == [True, True, True, False, False]
+    denial = answers[-1].denials[0]
+    assert (denial.code, denial.retryable) == ("RATE_LIMITED", True)
+    ledger.sql("UPDATE users SET rate_limit = 0")
+    ledger.bump()
+    assert (await ledger.check(keys[0])).allowed
+
+
+async def test_service_accounts_skip_the_user_layer(ledger: Ledger) -> None:
+    """F061, S5, C09: a service account skips budgets of scope user and the rate limit; other budgets hold."""
+    robot = ledger.user("robot@example.com", service_account=True, rate_limit=1)
+    key = ledger.key(robot)
+    ledger.budget("USER", 0, user_id=robot)
+    ledger.budget("TENANT", 250)
+    assert [(await ledger.call(key)).cost.total_nanos for _ in range(3)] == [100, 100, 100]
+    assert not (await ledger.check(key)).allowed
+
+
+async def test_unknown_and_revoked_principals_are_denied(ledger: Ledger) -> None:
+    """F098, S1: an unknown key, a revoked key, a deactivated user, a suspended tenant and a stranger's tenant."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+
+    async def code(ref: PrincipalRef, **given: Any) -> str:
+        denial = (await ledger.check(ref, **given)).denials[0]
+        return str(denial.code)
+
+    assert await code(PrincipalRef(api_key_sha256="0" * 64)) == "KEY_UNKNOWN"
+    assert await code(key, allowed_tenants=frozenset({new_id()})) == "KEY_UNKNOWN"
+    assert await code(PrincipalRef(key.api_key_sha256, "bob@example.com")) == "USER_NOT_ALLOWED"
+    ledger.sql("UPDATE users SET status = 'DEACTIVATED'")
+    ledger.bump()
+    assert await code(key) == "USER_DEACTIVATED"
+    ledger.sql("UPDATE api_keys SET revoke_time = now()")
+    ledger.bump()
+    assert await code(key) == "KEY_REVOKED"
+    ledger.sql("UPDATE tenants SET status = 'SUSPENDED'")
+    ledger.bump()
+    assert await code(key) == "TENANT_SUSPENDED"
+
+
+async def test_a_new_email_becomes_a_user(ledger: Ledger) -> None:
+    """F043: an e-mail not seen before is made a user on its first call, where the key may act for users."""
+    key = ledger.key(act_for_users=True)
+    answer = await ledger.check(PrincipalRef(key.api_key_sha256, "new@example.com"))
+    assert answer.allowed
+    assert ledger.sql("SELECT email FROM users") == [("new@example.com",)]
+
+
+async def test_a_principal_without_a_budget_follows_the_policy(database_url: str) -> None:
+    """C10: DENY refuses a principal that no budget of its own matches; a global budget is not one."""
+    async with ledger_on(database_url, policy=Policy(no_budget=NoBudgetPolicy.DENY)) as ledger:
+        key = ledger.key()
+        ledger.budget("GLOBAL", 1_000, tenant_id=PLATFORM)
+        assert (await ledger.check(key)).denials[0].code == "NO_BUDGET"
+        ledger.budget("TENANT", 1_000)
+        assert (await ledger.check(key)).allowed
+
+
+async def test_unpriced_is_not_free(ledger: Ledger) -> None:
+    """F106, C19, S10: an unpriced model passes ANY_REMAINING, is recorded at zero and flagged; UPPER_BOUND denies it."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000)
+    check = await ledger.check(key, model="unheard-of")
+    assert check.allowed
+    answer = await ledger.deduct(key, check.request_id, items=(_item("unheard-of"),))
+    assert (answer.cost.total_nanos, answer.unpriced) == (0, True)
+    ledger.budget("TENANT", 1_000, admission="UPPER_BOUND")
+    assert (await ledger.check(key, model="unheard-of")).denials[0].code == "MODEL_UNPRICED"
+
+
+def _item(model: str) -> object:
+    from bursar_server.metering.model import DeductItem
+    from bursar_server.pricing.model import Usage
+
+    return DeductItem(model, "", Usage(input_tokens=7, output_tokens=9))
+
+
+async def test_a_blocked_unpriced_model(database_url: str) -> None:
+    """C19: `BLOCK` refuses a model without a price."""
+    async with ledger_on(database_url, policy=Policy(on_missing=PricingOnMissing.BLOCK)) as ledger:
+        key = ledger.key()
+        assert (await ledger.check(key, model="unheard-of")).denials[0].code == "MODEL_UNPRICED"
+
+
+async def test_a_free_model_always_passes(ledger: Ledger) -> None:
+    """S10: a model priced at 0 passes a budget of nothing; a priced one does not."""
+    key = ledger.key()
+    ledger.price("free-*", {"input": 0, "output": 0})
+    ledger.budget("TENANT", 0)
+    assert (await ledger.check(key, model="free-1")).allowed
+    assert not (await ledger.check(key)).allowed
+
+
+async def test_budgets_in_tokens(ledger: Ledger) -> None:
+    """F037, C13: a limit in tokens counts inputs and outputs, also of a free model."""
+    key = ledger.key()
+    ledger.price("free-*", {"input": 0, "output": 0})
+    ledger.budget("TENANT", None, limit_tokens=100)
+    await ledger.call(key)
+    assert ledger.sql("SELECT spent_tokens FROM balances") == [(55,)]
+    await ledger.call(key)
+    denial = (await ledger.check(key, model="free-1")).denials[0]
+    assert (denial.code, denial.scope) == ("BUDGET_CAP_HARD", "tenant")
+
+
+async def test_a_change_binds_with_the_next_call(ledger: Ledger) -> None:
+    """S13: a limit that was changed elsewhere counts for the very next Check."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000)
+    assert (await ledger.check(key)).allowed
+    ledger.sql("UPDATE budgets SET limit_nanos = 0")
+    ledger.bump()
+    assert not (await ledger.check(key)).allowed
+    ledger.sql("UPDATE budgets SET limit_nanos = 5")
+    ledger.bump()
+    assert (await ledger.check(key)).allowed
+
+
+async def test_a_batch_with_everything_in_it(ledger: Ledger) -> None:
+    """S20: calls that wait together are one batch, and each is charged alone."""
+    import asyncio
+
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    ledger.budget("USER", 100 * 50, user_id=alice, admission="UPPER_BOUND")
+    ledger.budget("TENANT", 10**9)
+    checks = await asyncio.gather(*(ledger.check(key) for _ in range(120)))
+    allowed = [check for check in checks if check.allowed]
+    assert len(allowed) == 50
+    answers = await asyncio.gather(
+        *(ledger.deduct(key, check.request_id) for check in allowed),
+        *(ledger.deduct(key, allowed[0].request_id) for _ in range(5)),
+        ledger.release(key, new_id()),
+    )
+    assert sum(not answer.duplicate for answer in answers[:-1]) == 50
+    assert max(ledger.batches) > 10
+    assert ledger.sql("SELECT spent_nanos, held_nanos FROM balances ORDER BY 1") == [(5_000, 0), (5_000, 0)]
+    assert await ledger.service.sweep_once() == 0
+    assert ExpireCall(TENANT, new_id()).tenant_id == TENANT
