@@ -46,7 +46,7 @@ class Ledger:
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows."""
-        cursor = self._connection.execute(statement, parameters)  # type: ignore[arg-type]
+        cursor = self._connection.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
 
     def bump(self, tenant_id: UUID = TENANT) -> None:
