@@ -130,7 +130,7 @@ def wish_of(path: str, body: Document) -> Wish:
             prompt,
             _limit(body.get("max_tokens")),
             writes_cache=b'"cache_control"' in orjson.dumps(body),
-            thinks=isinstance(thinking, dict) and thinking.get("type") == "enabled",
+            thinks=isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive"),
         )
     if path.endswith("/responses"):
         prompt = text_in([body.get("instructions"), body.get("input"), body.get("tools")])

@@ -18,7 +18,7 @@ from bursar_sidecar.fake_provider.wire import Answer, json_answer
 
 MODELS = {
     "openai": ("gpt-4o", "gpt-4o-mini", "gpt-5", "o4-mini", "text-embedding-3-small"),
-    "anthropic": ("claude-opus-4-8", "claude-sonnet-4-5", "claude-haiku-4-5"),
+    "anthropic": ("claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5"),
     "gemini": ("gemini-2.5-pro", "gemini-2.5-flash", "gemini-2.0-flash", "gemini-embedding-001"),
 }
 
