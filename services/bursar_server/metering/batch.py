@@ -18,7 +18,7 @@ from bursar_server.kit import ids
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.ledger import service as ledger
-from bursar_server.ledger.model import BalanceKey, CallKey, FiredThreshold, GrantKey
+from bursar_server.ledger.model import BalanceKey, CallKey, FiredThreshold, GrantKey, Record, Source
 from bursar_server.ledger.service import MissingRowsError
 from bursar_server.metering import rules, store
 from bursar_server.metering.checks import evaluate_check
@@ -51,10 +51,11 @@ class StaleDirectoryError(Exception):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a committed batch answered, and the thresholds that it reached."""
+    """What a committed batch answered, the thresholds that it reached, and the calls whose lease it charged."""
 
     results: list[Result]
     fired: list[tuple[Budget, FiredThreshold]] = field(default_factory=list)
+    expired: list[Record] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -222,7 +223,13 @@ class BatchRunner:
             self._connection.execute("BEGIN")
             raise
         self._write(context)
-        return Outcome(results, context.books.fired)
+        expired = [
+            record
+            for records in context.books.records.values()
+            for record in records
+            if record.source is Source.EXPIRY
+        ]
+        return Outcome(results, context.books.fired, expired)
 
     def _evaluate(self, call: Call, request_id: UUID, context: BatchContext) -> Result:
         """Evaluate one call; a BursarError of its own is its answer. Nothing is changed before one is raised."""

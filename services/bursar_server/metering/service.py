@@ -116,9 +116,7 @@ class MeteringService:
         results = await asyncio.gather(*(self._submit(call) for call in calls), return_exceptions=True)
         failed = sum(isinstance(result, BaseException) for result in results)
         if failed:
-            logger.warning(
-                "expired calls could not be settled and are tried again", extra={"calls": failed}
-            )
+            logger.warning("expired calls could not be settled and are tried again", extra={"calls": failed})
         return len(calls) - failed
 
     async def _clock_sleep(self, seconds: float) -> None:
