@@ -82,11 +82,15 @@ def import_ms(python: Path, module: str, times: int, cwd: Path) -> float:
 @contextmanager
 def running(*command: str, cwd: Path, environment: dict[str, str]) -> Iterator[int]:
     """Run a server until its ready line is there, hand out its process id, stop it afterwards."""
-    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+    log = cwd / "stderr.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
     try:
         line = process.stdout.readline() if process.stdout else ""
         if not line or json.loads(line).get("event") != "ready":
-            raise RuntimeError(f"{command[0]} did not become ready: {line!r}")
+            raise RuntimeError(f"{command[0]} did not become ready: {line!r}\n{log.read_text()}")
         yield process.pid
     finally:
         process.terminate()

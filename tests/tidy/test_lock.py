@@ -8,6 +8,7 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tools.bench_weight import constraints
 
 from tidy.conftest import MakeProject
 from tidy.project import Project, expect_none
@@ -107,3 +108,10 @@ def test_drift_is_seen(make_project: MakeProject, old: str, new: str, finding: s
         assert found == []
     else:
         assert any(line.startswith(finding) for line in found), found
+
+
+def test_the_lock_file_as_constraints_has_no_hashes() -> None:
+    lock = LOCK.replace("brotli==1.2", "brotli==1.2 ; sys_platform != 'win32'").replace(
+        "attrs==", "attrs[x]=="
+    )
+    assert constraints(lock) == "attrs==26.1.0\nbrotli==1.2 ; sys_platform != 'win32'\npytest==9.0\n"
