@@ -84,7 +84,7 @@ class Telemetry:
         return self._otlp is not None and self._otlp.traces
 
     def start(self) -> None:
-        """Export every metric there is now, and those of later export periods, if a collector was named."""
+        """Begin to export the metrics, if a collector was named; call it once all of them have been added."""
         if self._otlp is not None:
             self._otlp.export_metrics(self.metrics)
 
