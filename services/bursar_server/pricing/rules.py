@@ -17,8 +17,9 @@ UNITS_PER_RATE = 1_000_000
 MAX_PATTERN_LENGTH = 200
 MAX_PRICE_TIERS = 16
 MAX_OUTPUT_TOKENS = 1_000_000_000
-# A million US dollars per million tokens: what a billion of them cost still fits int64. A thousand per request or image.
-MAX_TOKEN_RATE = 10**15
+# 100,000 US dollars per million tokens, 1,000 per request or image: a call of sixteen models with a billion tokens each
+# still costs what fits int64.
+MAX_TOKEN_RATE = 10**14
 MAX_PIECE_RATE = 10**18
 _PIECES = frozenset({"request", "image", "web_search"})
 
