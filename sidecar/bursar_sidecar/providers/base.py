@@ -138,12 +138,18 @@ class Reader(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Whether the terminal marker, the finishing event or the whole JSON body has been seen."""
+        """Whether the terminal marker, the finishing event or the whole JSON body has been seen.
+
+        Where only the end of the body ends a stream (Gemini's events, a chat without `[DONE]`) it is known after `end`.
+        """
         ...
 
     @property
     def held(self) -> bytes:
-        """What goes to the app only once the Deduct is committed: terminal marker, JSON answer, or its last piece."""
+        """What goes to the app only once the Deduct is committed: terminal marker, JSON answer, or its last piece.
+
+        Read it at the end: until then more can come, and Gemini's last event is released when another follows it.
+        """
         ...
 
     def metered(self, outcome: Outcome | None = None) -> Metered:
