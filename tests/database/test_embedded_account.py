@@ -18,6 +18,7 @@ import pytest
 from bursar_server.db.embedded import EmbeddedPostgres, binaries
 from bursar_server.db.embedded.account import ServerAccount
 from bursar_server.db.preconditions import DatabaseStartError
+from support.database import memory_folder
 from support.embedded import execute, owner, servers_of
 
 AS_ROOT = os.geteuid() == 0
@@ -36,11 +37,25 @@ INTERPRETERS = [
     name for name in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3") if can_be_walked(name)
 ]
 
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder that only this account can walk, in memory where there is enough of it."""
+    with memory_folder() as folder:
+        yield folder
+
+
 if AS_ROOT:
 
     @pytest.fixture
-    def room() -> Iterator[Path]:
-        """A folder that everybody can walk, unlike pytest's own."""
+    def room(tmp_path: Path) -> Path:
+        """A folder that everybody can walk."""
+        tmp_path.chmod(0o711)
+        return tmp_path
+
+    @pytest.fixture
+    def programs_room() -> Iterator[Path]:
+        """A folder that everybody can walk, and that programs may be run from (containers' memory is not)."""
         folder = Path(tempfile.mkdtemp(prefix="bursar-", dir="/tmp"))
         folder.chmod(0o711)
         yield folder
@@ -53,7 +68,6 @@ if AS_ROOT:
         return folder
 
     def test_roots_server_runs_as_somebody_else_who_owns_its_files_alone(tmp_path: Path) -> None:
-        """pytest's folder is closed to everybody but root."""
         assert not can_be_walked(str(tmp_path))
         with EmbeddedPostgres(tmp_path / "database") as server:
             assert {one.uid for one in servers_of(tmp_path / "database")} == {NOBODY.pw_uid}
@@ -140,9 +154,10 @@ if AS_ROOT:
         return moved
 
     @pytest.fixture
-    def copies(room: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(binaries, "COPY_ROOMS", (room / "missing" / "room", room / "copies"))
-        return room / "copies"
+    def copies(programs_room: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        rooms = (programs_room / "missing" / "room", programs_room / "copies")
+        monkeypatch.setattr(binaries, "COPY_ROOMS", rooms)
+        return rooms[1]
 
     def test_programs_in_roots_home_are_copied_to_where_they_can_be_run(
         closed: binaries.Binaries, copies: Path, tmp_path: Path

@@ -16,12 +16,24 @@ from bursar_server.db.embedded.binaries import find_binaries
 from bursar_server.db.embedded.leftovers import cluster_name, end_leftovers
 from bursar_server.db.embedded.programs import data_argument, launch_command
 from bursar_server.db.preconditions import DatabaseStartError
+from support.database import memory_folder
 from support.embedded import copied, execute, is_running, owner, servers_of, wait_until
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder that only this account can walk, in memory where there is enough of it."""
+    with memory_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("made")
+def made() -> Iterator[Path]:
+    with memory_folder() as folder:
+        yield made_in(folder / "made")
+
+
+def made_in(directory: Path) -> Path:
     with EmbeddedPostgres(directory) as server:
         execute(server.url, "CREATE TABLE notes (note int)")
     return directory

@@ -13,6 +13,7 @@ import pytest
 from bursar_server.db.embedded import DirectoryInUseError, EmbeddedPostgres
 from bursar_server.db.embedded.processes import process
 from bursar_server.db.preconditions import DatabaseStartError, check_server_settings
+from support.database import memory_folder
 from support.embedded import copied, execute, is_running, wait_until
 
 pytestmark = pytest.mark.usefixtures("_no_stray_settings")
@@ -27,14 +28,25 @@ def _no_stray_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres(tmp_path_factory.mktemp("running") / "postgresql") as server:
+def running() -> Iterator[EmbeddedPostgres]:
+    with memory_folder() as folder, EmbeddedPostgres(folder / "postgresql") as server:
         yield server
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder that only this account can walk, in memory where there is enough of it."""
+    with memory_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("made")
+def made() -> Iterator[Path]:
+    with memory_folder() as folder:
+        yield made_in(folder / "made")
+
+
+def made_in(directory: Path) -> Path:
     EmbeddedPostgres(directory).__enter__().stop()
     return directory
 

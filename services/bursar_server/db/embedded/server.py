@@ -63,6 +63,7 @@ class EmbeddedPostgres:
         self._directory = directory
         self._on_exit = on_exit
         self._start_timeout_s = start_timeout_s
+        self._passwords: dict[str, str] = {}
         self._lock: DirectoryLock | None = None
         self._socket_folder: SocketFolder | None = None
         self._process: ServerProcess | None = None
@@ -149,6 +150,8 @@ class EmbeddedPostgres:
         end_leftovers(pgdata, timeout_s=self._start_timeout_s)
         if not all(cluster.password_file(directory, role).is_file() for role in cluster.ROLES):
             cluster.set_passwords(pgdata, binaries, account, is_new=False)
+        for role in cluster.ROLES:
+            self._passwords[role] = cluster.password_file(directory, role).read_text().strip()
         self._socket_folder = SocketFolder(pgdata)
         while (complaint := self._launch(pgdata, binaries, account)) is not None:
             if not _IN_THE_WAY.search(complaint) or time.monotonic() > deadline:
@@ -197,8 +200,7 @@ class EmbeddedPostgres:
     def _url(self, role: str, database: str) -> str:
         if self._socket_folder is None:
             raise DatabaseStartError("the embedded PostgreSQL is not started")
-        password = cluster.password_file(self._directory, role).read_text().strip()
-        return f"postgresql://{role}:{quote(password)}@/{database}?host={quote(str(self._socket_folder.path))}&port=5432"
+        return f"postgresql://{role}:{quote(self._passwords[role])}@/{database}?host={quote(str(self._socket_folder.path))}&port=5432"
 
 
 def _server_command(pgdata: Path, binaries: Binaries) -> list[str]:
