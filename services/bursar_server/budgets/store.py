@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import (
     Row,
     Select,
+    cast,
     delete,
     exists,
     func,
@@ -42,6 +43,7 @@ from bursar_server.db.tables import (
     rollup_quarters,
     usage_records,
 )
+from bursar_server.db.tables.columns import UuidArray
 from bursar_server.kit.ids import PLATFORM_TENANT_ID, floor_uuid7
 from bursar_server.kit.periods import Period, PeriodKind
 
@@ -169,17 +171,7 @@ async def read_balances(
         query = query.with_for_update()
     found = {}
     for row in await conn.execute(query):
-        balance = Balance(
-            row.budget_id,
-            row.period_key,
-            row.period_start,
-            row.period_end,
-            row.spent_nanos,
-            row.held_nanos,
-            row.spent_tokens,
-            row.held_tokens,
-            row.shadow_denials,
-        )
+        balance = Balance(*(getattr(row, name) for name in Balance.__slots__))
         found[row.tenant_id, row.budget_id, row.period_key] = (balance, row.alerted_pct)
     return found
 
@@ -295,7 +287,8 @@ async def _of_records(conn: Connection, budget: Budget, period: Period) -> Amoun
         records.usage_time < period.end,
     )
     if budget.scope.kind is ScopeKind.GROUP:
-        query = query.where(records.group_ids.overlap(await _subtree(conn, budget)))
+        subtree = cast(await _subtree(conn, budget), UuidArray)
+        query = query.where(records.group_ids.bool_op("&&")(subtree))
     else:
         query = query.where(records.tags.contains({budget.scope.tag_key: budget.scope.tag_value}))
     return await _sums(conn, query)

@@ -107,9 +107,9 @@ def outlook(user: User, standings: Sequence[Standing], grants: Sequence[Grant], 
     left = {one.budget.budget_id: _left(one, of_grants) for one in standings}
     enforced = [one for one in standings if one.enforced]
     amounts = [
-        max(0, left[one.budget.budget_id])
+        left[one.budget.budget_id]
         for one in enforced
-        if not one.budget.counts_tokens or left[one.budget.budget_id] <= 0
+        if not one.budget.counts_tokens or left[one.budget.budget_id] == 0
     ]
     enforced.sort(key=lambda one: _strictness(one, left[one.budget.budget_id]))
     return Outlook(
@@ -120,7 +120,7 @@ def outlook(user: User, standings: Sequence[Standing], grants: Sequence[Grant], 
         total_remaining_nanos=None if of_budget is None else of_grants + of_budget,
         effective_remaining_nanos=min(amounts, default=None),
         binding=tuple(
-            Binding(one, _readable(one.budget, reader), left[one.budget.budget_id] <= 0) for one in enforced
+            Binding(one, _readable(one.budget, reader), left[one.budget.budget_id] == 0) for one in enforced
         ),
     )
 
@@ -128,7 +128,7 @@ def outlook(user: User, standings: Sequence[Standing], grants: Sequence[Grant], 
 def _left(standing: Standing, of_grants: int) -> int:
     """Return what a budget leaves in its own unit, the grants that are spent before it included."""
     with_grants = standing.budget.scope.kind is ScopeKind.USER and not standing.budget.counts_tokens
-    return standing.left + (of_grants if with_grants else 0)
+    return standing.remaining + (of_grants if with_grants else 0)
 
 
 def _by_what_is_left(standing: Standing) -> tuple[bool, int, UUID]:
