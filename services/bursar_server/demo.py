@@ -72,7 +72,8 @@ class Walk:
 
     def say(self, text: str = "") -> None:
         """Tell a line."""
-        print(text, file=self._out, flush=True)
+        self._out.write(text + "\n")
+        self._out.flush()
 
     def step(self, title: str) -> None:
         """Tell what comes next."""
@@ -208,7 +209,7 @@ def _throw_away_stack(out: TextIO) -> Iterator[Mapping[str, str]]:
             process.wait(timeout=30)
             if process.stdout:
                 process.stdout.close()
-        print("\nEverything of this demo is stopped and removed.", file=out)
+        out.write("\nEverything of this demo is stopped and removed.\n")
 
 
 def _ready_line(process: "subprocess.Popen[bytes]", log: Path) -> Mapping[str, str]:
@@ -224,12 +225,13 @@ def _ready_line(process: "subprocess.Popen[bytes]", log: Path) -> Mapping[str, s
 
 def run_demo(out: TextIO) -> int:
     """Walk once; return 0, or 1 with what went wrong on stderr."""
-    print("Bursar demo: a throw-away installation with a fake provider. Starting …", file=out, flush=True)
+    out.write("Bursar demo: a throw-away installation with a fake provider. Starting …\n")
+    out.flush()
     try:
         with _throw_away_stack(out) as stack:
             Walk(stack, out, SystemClock()).run()
     except DemoFailedError as error:
         sys.stderr.write(f"\ndemo failed: {error}\n")
         return 1
-    print("\nNext: `make up`, and the README.", file=out)
+    out.write("\nNext: `make up`, and the README.\n")
     return 0

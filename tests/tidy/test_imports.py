@@ -79,13 +79,14 @@ def impure(project: Project) -> list[str]:
 
 
 def foreign_stores(project: Project) -> list[str]:
-    """A store belongs to its own service; bootstrap builds it."""
+    """A store belongs to its own service and the parts that service is made of; bootstrap builds it."""
     found = []
     for path, name, line in _server_imports(project):
         parts = name.split(".")
         if len(parts) >= 3 and parts[0] == "bursar_server" and parts[2] == "store":
-            own = f"{SERVER}/{parts[1]}/service.py"
-            if path not in (own, f"{SERVER}/bootstrap.py"):
+            own = path.startswith(f"{SERVER}/{parts[1]}/")
+            never = path.endswith(("/rpc.py", "/rules.py", "/model.py"))
+            if (not own or never) and path != f"{SERVER}/bootstrap.py":
                 found.append(f"{path}:{line}: {name}")
     return found
 

@@ -40,25 +40,57 @@ TOP_FILES = {
 PACKAGES = {"gen": "bursar", "services": "bursar_server", "sidecar": "bursar_sidecar"}
 
 SERVER = "services/bursar_server"
-SERVER_FILES = {"__init__.py", "bootstrap.py", "cli.py", "config.py", "py.typed", "telemetry.py"}
+SERVER_FILES = {
+    "__init__.py",
+    "__main__.py",
+    "bootstrap.py",
+    "cli.py",
+    "config.py",
+    "demo.py",
+    "doctor.py",
+    "process.py",
+    "py.typed",
+    "secrets.py",
+    "settings.py",
+    "telemetry.py",
+    "up.py",
+}
 SERVER_FOLDERS = {"console", "db", "kit", "rpc"}
 FEATURES = {
     "audit",
     "budgets",
     "chargeback",
     "compliance",
+    "grants",
+    "groups",
+    "keys",
     "ledger",
     "metering",
     "notify",
     "pricing",
     "tenants",
+    "tokens",
     "usage",
     "users",
 }
 FEATURE_FILES = {"__init__.py", "README.md", "model.py", "rules.py", "service.py", "store.py", "rpc.py"}
 
 # What a feature has beside the usual files, because it does something that no other does.
-FEATURE_EXTRAS: dict[str, set[str]] = {}
+FEATURE_EXTRAS: dict[str, set[str]] = {
+    # A lane's batch is a service of several parts: the thread, the transaction, and what each kind of call does in it.
+    "metering": {
+        "batch.py",
+        "checks.py",
+        "context.py",
+        "deducts.py",
+        "directory.py",
+        "lane.py",
+        "observer.py",
+    },
+    # The rows of the batch's statements, and the translation of the catalogue's data, are long enough for their own files.
+    "ledger": {"rows.py"},
+    "pricing": {"catalogue.py", "patterns.py"},
+}
 
 TEST_FOLDERS = {"contract", "database", "e2e", "golden", "support", "tidy", "unit"}
 

@@ -8,6 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from bursar_server.db.preconditions import DatabaseStartError
 
+Engine = AsyncEngine
+"""A pool of connections, as bootstrap hands it on."""
+
 _CONNECT_TIMEOUT_S = 10
 # Spellings of a PostgreSQL URL that people bring along from other programs.
 _SCHEMES = ("postgresql+psycopg://", "postgres://")

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from bursar_server.db.engine import connection_parameters
-from bursar_server.db.preconditions import DatabaseStartError
+from bursar_server.db.preconditions import DatabaseStartError, check_server_settings
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -20,6 +20,18 @@ _WAIT_FOR_OTHER_S = 300
 
 _REVISION = re.compile(r"^(down_revision|revision)\b[^=\n]*=\s*(.+)$", re.MULTILINE)
 _NAME = re.compile(r"[\"']([^\"']+)[\"']")
+
+
+def prepare(url: str) -> None:
+    """Refuse a server on which a charge could be lost, then bring the database to the schema that is needed.
+
+    Raises:
+        DatabaseStartError: as `upgrade` and `check_server_settings`.
+
+    """
+    with _connected(url) as connection:
+        check_server_settings(connection)
+    upgrade(url)
 
 
 def upgrade(url: str) -> str | None:

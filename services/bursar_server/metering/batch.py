@@ -7,13 +7,11 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import psycopg
-from psycopg import Connection
-
 from bursar_server.audit.model import AuditHead
 from bursar_server.audit.rules import chain
 from bursar_server.budgets.model import Budget
 from bursar_server.db.connection import tenant_lock_key
+from bursar_server.db.lane import DatabaseError, LaneConnection
 from bursar_server.kit import ids
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
@@ -75,7 +73,7 @@ class BatchRunner:
     """Runs batches on one connection. Belongs to one lane; not shared between threads."""
 
     def __init__(
-        self, connection: Connection[Any], directory: Directory, policy: Policy, clock: Clock
+        self, connection: LaneConnection, directory: Directory, policy: Policy, clock: Clock
     ) -> None:
         self._connection = connection
         self._directory = directory
@@ -104,7 +102,7 @@ class BatchRunner:
                 self._rollback()
                 needs = self._needs_of(calls, reload=True)
             except BaseException:
-                with suppress(psycopg.Error):
+                with suppress(DatabaseError):
                     self._rollback()
                 raise
         raise BursarError(

@@ -10,9 +10,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg import Connection
-
 from bursar_server.budgets.model import Budget, ScopeKind
+from bursar_server.db.lane import LaneConnection
 from bursar_server.kit import ids
 from bursar_server.metering import store
 from bursar_server.metering.model import PrincipalRef, Problem, Subject
@@ -35,7 +34,7 @@ class Directory:
         self._prices: OrderedDict[UUID, tuple[PriceIndex, int]] = OrderedDict()
 
     def subjects(
-        self, connection: Connection[Any], refs: Iterable[PrincipalRef], *, reload: bool = False
+        self, connection: LaneConnection, refs: Iterable[PrincipalRef], *, reload: bool = False
     ) -> dict[PrincipalRef, Subject]:
         """Return the principals that the references name, reading those that are not remembered (or all)."""
         wanted = set(refs)
@@ -63,7 +62,7 @@ class Directory:
         self._subjects.pop(ref, None)
 
     def budgets(
-        self, connection: Connection[Any], keys: Iterable[tuple[UUID, UUID]], versions: Mapping[UUID, int]
+        self, connection: LaneConnection, keys: Iterable[tuple[UUID, UUID]], versions: Mapping[UUID, int]
     ) -> Callable[[UUID], Budget | None]:
         """Return the definitions behind some balances, by budget; those not remembered at these versions are read."""
         found: dict[UUID, Budget] = {}
@@ -83,7 +82,7 @@ class Directory:
 
     def price(
         self,
-        connection: Connection[Any],
+        connection: LaneConnection,
         versions: Mapping[UUID, int],
         tenant_id: UUID,
         provider: str,
@@ -100,7 +99,7 @@ class Directory:
                 return price
         return None
 
-    def _price_list(self, connection: Connection[Any], owner: UUID, version: int) -> PriceIndex:
+    def _price_list(self, connection: LaneConnection, owner: UUID, version: int) -> PriceIndex:
         entry = self._prices.get(owner)
         if entry is None or entry[1] != version:
             entry = (PriceIndex(store.prices_of(connection, owner)), version)
@@ -110,7 +109,7 @@ class Directory:
         return entry[0]
 
 
-def _load(connection: Connection[Any], refs: list[PrincipalRef]) -> dict[PrincipalRef, Subject]:
+def _load(connection: LaneConnection, refs: list[PrincipalRef]) -> dict[PrincipalRef, Subject]:
     """Read principals, all of them with the same few statements. Versions are read first, so that none is too new."""
     versions = store.read_versions(connection)
     keys = store.keys_by_sha256(connection, [ref.api_key_sha256 for ref in refs if ref.api_key_sha256])

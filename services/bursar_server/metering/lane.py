@@ -10,9 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-from psycopg import Connection, errors
-
+from bursar_server.db.lane import REPEATABLE_ERRORS, ConnectionLostError, DatabaseError, LaneConnection
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.metering.batch import BatchRunner, Outcome
@@ -24,13 +22,6 @@ MAX_WAITING = 20_000
 MAX_REPEATS = 8
 # How long a batch goes on trying while the database does not answer; then its calls are told so.
 PATIENCE_S = 4.0
-
-_REPEATABLE = (
-    errors.UniqueViolation,
-    errors.LockNotAvailable,
-    errors.DeadlockDetected,
-    errors.SerializationFailure,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +35,7 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
 
 
-Task = Callable[[Connection[Any], BatchRunner], Any]
+Task = Callable[[LaneConnection, BatchRunner], Any]
 """Something small that a lane does between batches, on its own connection."""
 
 
@@ -61,7 +52,7 @@ class Lane:
     def __init__(
         self,
         name: str,
-        connect: Callable[[], Connection[Any]],
+        connect: Callable[[], LaneConnection],
         policy: Policy,
         clock: Clock,
         on_batch: Callable[[Outcome, int], None],
@@ -72,7 +63,7 @@ class Lane:
         self._on_batch = on_batch
         self._waiting: queue.SimpleQueue[Ticket | _Chore | None] = queue.SimpleQueue()
         self._directory = Directory()
-        self._connection: Connection[Any] | None = None
+        self._connection: LaneConnection | None = None
         self._runner: BatchRunner | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -169,13 +160,13 @@ class Lane:
             except BursarError as error:
                 self._answer_all(tickets, error)
                 return
-            except _REPEATABLE as error:
+            except REPEATABLE_ERRORS as error:
                 repeats += 1
                 if repeats < MAX_REPEATS:
                     continue
                 self._split(tickets, error, depth)
                 return
-            except psycopg.OperationalError as error:
+            except ConnectionLostError as error:
                 self._drop_connection()
                 if self._clock.monotonic() - started > PATIENCE_S:
                     logger.warning("database unavailable: %s", type(error).__name__)
@@ -187,20 +178,20 @@ class Lane:
                 time.sleep(min(0.5, 0.05 * (1 + repeats)))
                 repeats += 1
                 continue
-            except psycopg.Error as error:
+            except DatabaseError as error:
                 self._split(tickets, error, depth)
                 return
             self._on_batch(outcome, len(tickets))
             _deliver(list(zip(tickets, outcome.results, strict=True)))
             return
 
-    def _split(self, tickets: list[Ticket], error: psycopg.Error, depth: int) -> None:
+    def _split(self, tickets: list[Ticket], error: DatabaseError, depth: int) -> None:
         if len(tickets) > 1:
             middle = len(tickets) // 2
             self._run(tickets[:middle], depth + 1)
             self._run(tickets[middle:], depth + 1)
             return
-        if isinstance(error, _REPEATABLE):
+        if isinstance(error, REPEATABLE_ERRORS):
             failure = BursarError(
                 Reason.DATABASE_UNAVAILABLE, "the rows are locked by somebody else; try again"
             )
@@ -218,7 +209,7 @@ class Lane:
     def _drop_connection(self) -> None:
         connection, self._connection, self._runner = self._connection, None, None
         if connection is not None:
-            with suppress(psycopg.Error):
+            with suppress(DatabaseError):
                 connection.close()
 
     def _do(self, chore: _Chore) -> None:
@@ -228,7 +219,7 @@ class Lane:
             result = chore.task(self._connection, runner)
         except BursarError as error:
             _settle(chore.loop, chore.future, error)
-        except psycopg.Error:
+        except DatabaseError:
             self._drop_connection()
             failure = BursarError(Reason.DATABASE_UNAVAILABLE, "the database does not answer; try again")
             _settle(chore.loop, chore.future, failure)

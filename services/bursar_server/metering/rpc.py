@@ -1,26 +1,48 @@
-"""MeteringService on the wire."""
+"""MeteringService on the wire: requests are validated on the way in, answers filled on the way out."""
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
+from uuid import UUID
 
 from connectrpc.request import RequestContext
 
+from bursar.v1 import metering_pb2
 from bursar.v1 import metering_service_pb2 as pb
+from bursar_server.kit import ids
+from bursar_server.kit.caller import Caller
 from bursar_server.kit.errors import BursarError, Reason, invalid
-from bursar_server.metering import messages
+from bursar_server.kit.money import usd_of_nanos
+from bursar_server.ledger.model import Account, FiredThreshold
+from bursar_server.metering.model import (
+    CheckAnswer,
+    CheckCall,
+    DeductAnswer,
+    DeductCall,
+    DeductItem,
+    Denial,
+    PrincipalRef,
+    ReleaseCall,
+)
 from bursar_server.metering.service import MeteringService
+from bursar_server.notify.rules import alert_message
+from bursar_server.pricing.model import Usage
 from bursar_server.rpc import fields
 from bursar_server.rpc.auth import call_of
 
 MAX_BATCH = 256
 MAX_RENEWALS = 1_000
 
-Context = RequestContext[Any, Any]
 Message = TypeVar("Message")
 Result = TypeVar("Result")
+MAX_ITEMS = 16
+MAX_TOKENS = 1_000_000_000_000
+_USAGE_FIELDS = tuple(Usage.__slots__)
+_HEX = frozenset("0123456789abcdef")
 
+Context = RequestContext[Any, Any]
 logger = logging.getLogger(__name__)
 
 
@@ -33,19 +55,19 @@ class MeteringRpc:
     async def check(self, request: pb.CheckRequest, ctx: Context) -> pb.CheckResponse:
         """Decide a call."""
         call = call_of(ctx)
-        answer = await self._metering.check(messages.check_call(request, call.caller, call.deadline))
-        return messages.check_response(answer)
+        answer = await self._metering.check(check_call(request, call.caller, call.deadline))
+        return check_response(answer)
 
     async def batch_check(self, request: pb.BatchCheckRequest, ctx: Context) -> pb.BatchCheckResponse:
         """Decide several calls."""
         call = call_of(ctx)
 
         async def one(check: pb.CheckRequest) -> pb.BatchCheckResult:
-            answer = await self._metering.check(messages.check_call(check, call.caller, call.deadline))
-            return pb.BatchCheckResult(check=messages.check_response(answer))
+            answer = await self._metering.check(check_call(check, call.caller, call.deadline))
+            return pb.BatchCheckResult(check=check_response(answer))
 
         def failed(error: BursarError) -> pb.BatchCheckResult:
-            return pb.BatchCheckResult(error=messages.item_error(error))
+            return pb.BatchCheckResult(error=item_error(error))
 
         return pb.BatchCheckResponse(results=await _each(request.checks, "checks", one, failed))
 
@@ -62,25 +84,25 @@ class MeteringRpc:
 
     async def deduct(self, request: pb.DeductRequest, ctx: Context) -> pb.DeductResponse:
         """Charge a call."""
-        answer = await self._metering.deduct(messages.deduct_call(request, call_of(ctx).caller))
-        return messages.deduct_response(answer)
+        answer = await self._metering.deduct(deduct_call(request, call_of(ctx).caller))
+        return deduct_response(answer)
 
     async def batch_deduct(self, request: pb.BatchDeductRequest, ctx: Context) -> pb.BatchDeductResponse:
         """Charge several calls."""
         caller = call_of(ctx).caller
 
         async def one(deduct: pb.DeductRequest) -> pb.BatchDeductResult:
-            answer = await self._metering.deduct(messages.deduct_call(deduct, caller))
-            return pb.BatchDeductResult(deduct=messages.deduct_response(answer))
+            answer = await self._metering.deduct(deduct_call(deduct, caller))
+            return pb.BatchDeductResult(deduct=deduct_response(answer))
 
         def failed(error: BursarError) -> pb.BatchDeductResult:
-            return pb.BatchDeductResult(error=messages.item_error(error))
+            return pb.BatchDeductResult(error=item_error(error))
 
         return pb.BatchDeductResponse(results=await _each(request.deducts, "deducts", one, failed))
 
     async def release_hold(self, request: pb.ReleaseHoldRequest, ctx: Context) -> pb.ReleaseHoldResponse:
         """Remove the hold of a call that was never sent."""
-        answer = await self._metering.release(messages.release_call(request, call_of(ctx).caller))
+        answer = await self._metering.release(release_call(request, call_of(ctx).caller))
         return pb.ReleaseHoldResponse(released=answer.released)
 
 
@@ -104,3 +126,194 @@ async def _each(
             return failed(BursarError(Reason.INTERNAL, "internal error"))
 
     return await asyncio.gather(*(answer(item) for item in items))
+
+
+def principal_of(
+    message: pb.CheckRequest | pb.DeductRequest | pb.ReleaseHoldRequest,
+) -> PrincipalRef:
+    """Return how a request names its principal. Raises INVALID_FIELD for a malformed hash or an over-long name."""
+    digest = message.api_key_sha256
+    if digest and (len(digest) != 64 or not _HEX.issuperset(digest)):
+        raise invalid("api_key_sha256", "must be 64 lower-case hexadecimal characters")
+    user = "" if isinstance(message, pb.ReleaseHoldRequest) else message.user_id
+    if user:
+        found = fields.user_ref(user, "user_id")
+        user = str(found)
+    tenant = fields.text(message.tenant_id, "tenant_id", max_length=200)
+    # A key says its tenant itself: two ways to name one principal would be two entries of the directory.
+    return PrincipalRef(digest, user, "" if digest else tenant)
+
+
+def check_call(message: pb.CheckRequest, caller: Caller, deadline: float | None) -> CheckCall:
+    """Return a Check as it is asked. Raises INVALID_FIELD naming the field."""
+    principal = principal_of(message)
+    if not principal.api_key_sha256 and not principal.user:
+        raise invalid("api_key_sha256", "is needed, or user_id")
+    tags = fields.tags(message.tags)
+    most = fields.optional_integer(message, "max_output_tokens", maximum=MAX_TOKENS)
+    estimate = fields.integer(message.input_tokens_estimate, "input_tokens_estimate", maximum=MAX_TOKENS)
+    provider = fields.text(message.provider, "provider", max_length=64)
+    model = fields.text(message.model, "model", max_length=256)
+    session = fields.text(message.session_id, "session_id", max_length=128)
+    named = (principal, provider, model, estimate, most, sorted(tags.items()), session)
+    return CheckCall(
+        _request_id(message.request_id), principal, caller.tenant_ids, provider, model, estimate, most, tags, session,
+        _digest(named), deadline,
+    )  # fmt: skip
+
+
+def _request_id(value: str) -> UUID:
+    """Return a Check's id; what is no UUID at all is refused here, its time where the database's clock is known."""
+    return fields.uuid(value, "request_id")
+
+
+def _digest(named: object) -> str:
+    return hashlib.sha256(repr(named).encode()).hexdigest()
+
+
+def deduct_call(message: pb.DeductRequest, caller: Caller) -> DeductCall:
+    """Return a Deduct as it is asked. Raises INVALID_FIELD naming the field."""
+    given_id = fields.text(message.request_id, "request_id", max_length=128, required=True)
+    if len(message.items) > MAX_ITEMS:
+        raise invalid("items", f"must have at most {MAX_ITEMS} entries")
+    items = tuple(_item(item, f"items[{index}].") for index, item in enumerate(message.items))
+    outcome = fields.enum_name(message.outcome, metering_pb2.Outcome, "outcome") or "SUCCESS"
+    provider = fields.text(message.provider, "provider", max_length=64)
+    provider_cost = fields.usd(message, "provider_cost_usd")
+    start, end = fields.instant(message, "start_time"), fields.instant(message, "end_time")
+    if start and end and end < start:
+        raise invalid("end_time", "must not lie before start_time")
+    named = (
+        provider,
+        [(i.model, i.service_tier, i.usage) for i in items],
+        outcome,
+        message.estimated,
+        provider_cost,
+        start,
+        end,
+    )
+    return DeductCall(
+        given_id, ids.parse_uuid(given_id), principal_of(message), caller.tenant_ids, provider, items, outcome,
+        message.estimated, provider_cost, start, end, fields.tags(message.tags),
+        fields.text(message.session_id, "session_id", max_length=128), _digest(named),
+    )  # fmt: skip
+
+
+def _item(message: metering_pb2.UsageItem, path: str) -> DeductItem:
+    usage = message.usage
+    parts = [
+        fields.integer(getattr(usage, name), f"{path}usage.{name}", maximum=MAX_TOKENS)
+        for name in _USAGE_FIELDS
+    ]
+    return DeductItem(
+        fields.text(message.model, f"{path}model", max_length=256, required=True),
+        fields.text(message.service_tier, f"{path}service_tier", max_length=64),
+        Usage(*parts),
+    )
+
+
+def release_call(message: pb.ReleaseHoldRequest, caller: Caller) -> ReleaseCall:
+    """Return a release as it is asked."""
+    return ReleaseCall(_request_id(message.request_id), principal_of(message), caller.tenant_ids)
+
+
+def check_response(answer: CheckAnswer) -> pb.CheckResponse:
+    """Return the decision as it goes out."""
+    message = pb.CheckResponse(
+        request_id=str(answer.request_id),
+        decision=metering_pb2.DECISION_ALLOW if answer.allowed else metering_pb2.DECISION_DENY,
+        denials=[_denial(denial) for denial in answer.denials],
+        held_nanos=answer.held_nanos,
+        duplicate=answer.duplicate,
+        retry_after_ms=answer.retry_after_ms,
+    )
+    if answer.remaining_nanos is not None:
+        message.remaining_nanos = answer.remaining_nanos
+        message.remaining_usd = usd_of_nanos(answer.remaining_nanos)
+    if answer.hold_expire_time is not None:
+        message.hold_expire_time.CopyFrom(fields.timestamp_of(answer.hold_expire_time))
+    subject = answer.subject
+    if subject is not None:
+        message.tenant_id = str(subject.tenant_id)
+        message.user_id = str(subject.user_id) if subject.user_id else ""
+        message.api_key_id = str(subject.api_key_id) if subject.api_key_id else ""
+    return message
+
+
+def _denial(denial: Denial) -> metering_pb2.Denial:
+    message = metering_pb2.Denial(
+        code=denial.code,
+        reason=denial.reason,
+        message=denial.message,
+        scope=denial.scope,
+        budget_id=str(denial.budget_id) if denial.budget_id else "",
+        retryable=denial.retryable,
+        limit_tokens=denial.limit_tokens,
+        spent_tokens=denial.spent_tokens,
+    )
+    if denial.limit_nanos is not None:
+        message.limit_usd = usd_of_nanos(denial.limit_nanos)
+    if denial.spent_nanos is not None:
+        message.spent_usd = usd_of_nanos(denial.spent_nanos)
+    if denial.reset_time is not None:
+        message.period_reset_time.CopyFrom(fields.timestamp_of(denial.reset_time))
+    return message
+
+
+def _alerts(alerts: Iterable[FiredThreshold]) -> list[metering_pb2.FiredAlert]:
+    return [
+        metering_pb2.FiredAlert(
+            budget_id=str(alert.budget_id),
+            threshold_pct=alert.threshold_pct,
+            period_key=alert.period_key,
+            message=alert_message(alert.threshold_pct),
+        )
+        for alert in alerts
+    ]
+
+
+def deduct_response(answer: DeductAnswer) -> pb.DeductResponse:
+    """Return what was charged as it goes out."""
+    postings = []
+    for line in answer.postings:
+        if line.account is Account.GRANT:
+            postings.append(metering_pb2.Posting(grant_id=str(line.account_id), amount_nanos=line.nanos))
+        else:
+            postings.append(
+                metering_pb2.Posting(
+                    budget_id=str(line.account_id), amount_nanos=line.nanos, period_key=line.period_key
+                )
+            )
+    message = pb.DeductResponse(
+        request_id=str(answer.request_id),
+        cost_usd=usd_of_nanos(answer.cost.total_nanos),
+        cost_nanos=answer.cost.total_nanos,
+        input_cost_nanos=answer.cost.input_nanos,
+        output_cost_nanos=answer.cost.output_nanos,
+        other_cost_nanos=answer.cost.other_nanos,
+        postings=postings,
+        overage_nanos=answer.overage_nanos,
+        hold_shortfall_nanos=answer.hold_shortfall_nanos,
+        duplicate=answer.duplicate,
+        unpriced=answer.unpriced,
+        unchecked=answer.unchecked,
+        alerts=_alerts(answer.alerts),
+    )
+    if answer.remaining_nanos is not None:
+        message.remaining_nanos = answer.remaining_nanos
+        message.remaining_usd = usd_of_nanos(answer.remaining_nanos)
+    return message
+
+
+def item_error(error: BursarError) -> metering_pb2.ItemError:
+    """Return why one item of a batch failed."""
+    message = metering_pb2.ItemError(
+        code=error.code,
+        reason=f"ERROR_REASON_{error.reason.value}",
+        message=error.message,
+        field=error.field,
+    )
+    server_time = error.metadata.get("server_time")
+    if server_time:
+        message.server_time.FromJsonString(server_time)
+    return message

@@ -5,11 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from psycopg import Connection
-
+from bursar_server.db.lane import LaneConnection
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError
 from bursar_server.metering import store
@@ -89,7 +87,7 @@ class MeteringService:
         tenants = sorted(tenant_ids) if tenant_ids is not None else None
         lease_ms = self._policy.hold_lease_ms
 
-        def task(connection: Connection[Any], _: BatchRunner) -> tuple[datetime, set[UUID]]:
+        def task(connection: LaneConnection, _: BatchRunner) -> tuple[datetime, set[UUID]]:
             return store.renew_holds(connection, request_ids, tenants, lease_ms)
 
         expire_time, renewed = await self._lanes[0].perform(task)
@@ -123,6 +121,6 @@ class MeteringService:
         await asyncio.sleep(seconds)
 
 
-def _tidy(connection: Connection[Any], runner: BatchRunner) -> None:
+def _tidy(connection: LaneConnection, runner: BatchRunner) -> None:
     store.purge_rate_windows(connection)
     runner.forget_partitions()

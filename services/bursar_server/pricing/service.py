@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from bursar_server.audit.service import AuditService
@@ -11,10 +11,11 @@ from bursar_server.kit import ids, paging
 from bursar_server.kit.caller import Caller
 from bursar_server.kit.errors import BursarError, Reason, invalid, not_found
 from bursar_server.pricing import catalogue, rules, store
-from bursar_server.pricing.model import Price, PriceDraft, PriceSource
+from bursar_server.pricing.model import Price, PriceDraft, PriceSource, Rates
 from bursar_server.tenants.service import TenantService
 
 _CATALOGUE_ACTOR = "bursar"
+_ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PricingService:
@@ -206,6 +207,35 @@ class CatalogueService:
             details={"data": fingerprint, "added": len(found.added), "ended": len(found.ended)},
         )
         return True
+
+    async def ensure_fallback(self, conn: Connection, rates: Rates | None) -> None:
+        """Make the fallback price what the configuration says (C19), or end it where there is none.
+
+        It is the weakest price there is: any model, any provider, in the catalogue. Records name it like any other.
+        """
+        found = [
+            price
+            for price in await store.stored_catalogue(conn)
+            if (price.model_pattern, price.provider) == ("*", "")
+        ]
+        if [dict(price.rates) for price in found] == ([dict(rates)] if rates is not None else []):
+            return
+        now = await self._tenants.begin_change(conn, ids.PLATFORM_TENANT_ID)
+        await store.end(conn, [price.price_id for price in found], now)
+        if rates is not None:
+            price = Price(
+                ids.PLATFORM_TENANT_ID, ids.uuid7_at(now), PriceSource.CATALOGUE, "*", "", "", rates, (), None, _ALWAYS,
+                now, now, 1,
+            )  # fmt: skip
+            await store.add(conn, [price])
+        await self._audit.record(
+            conn,
+            ids.PLATFORM_TENANT_ID,
+            "set_fallback_price",
+            actor=_CATALOGUE_ACTOR,
+            resource="price_catalogue",
+            details={"nanos_per_million": dict(rates) if rates is not None else {}},
+        )
 
 
 def details_of(price: Price) -> dict[str, object]:
