@@ -266,4 +266,6 @@ def set_up_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # Tells of every plug-in that it loads.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.captureWarnings(True)

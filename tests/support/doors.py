@@ -196,7 +196,7 @@ class Doors:
             self._open_http(address), self._open_grpc(address), return_exceptions=True
         )
         assert [type(error) for error in errors] == [AddressInUseError] * 2
-        raise AddressInUseError("; ".join(map(str, errors)))
+        raise AddressInUseError(address, "in use")
 
     async def _readiness(self) -> ReadinessReport:
         return ReadinessReport(self.checks)

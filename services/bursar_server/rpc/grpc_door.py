@@ -66,7 +66,7 @@ async def serve_grpc(
             pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
             port = server.add_secure_port(target, grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:
-        raise AddressInUseError(f"{target}: gRPC cannot listen there") from error
+        raise AddressInUseError(address, "gRPC cannot listen there") from error
     await server.start()
     return GrpcDoor(server, Address(address.host, port))
 

@@ -76,7 +76,7 @@ async def serve_http(app: Asgi, address: Address, *, tls: Tls | None = None, htt
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        ssl_context_factory=None if tls is None else lambda _config, _default: _ssl_context(tls, http2=http2),
+        ssl_context_factory=None if tls is None else lambda _config, _default: ssl_context(tls, http2=http2),
     )
     config.load()
     bound = bind(address)
@@ -92,7 +92,8 @@ async def serve_http(app: Asgi, address: Address, *, tls: Tls | None = None, htt
     return HttpDoor(server, serving, bound_to)
 
 
-def _ssl_context(tls: Tls, *, http2: bool) -> ssl.SSLContext:
+def ssl_context(tls: Tls, *, http2: bool) -> ssl.SSLContext:
+    """Return the context of a server that shows a certificate. Raises OSError (ssl.SSLError) for one it cannot use."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(tls.certificate, tls.key)

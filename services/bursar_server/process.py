@@ -1,0 +1,150 @@
+"""Running as a process: the event loop, signals, the ready line, and what is said when it cannot start."""
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import uvloop
+
+from bursar_server.bootstrap import POSTGRES_FOLDER, database_of, rooms_of, running_control_plane
+from bursar_server.config import Config
+from bursar_server.db.embedded.running import url_of_running
+from bursar_server.db.migrate import current_revision
+from bursar_server.db.preconditions import DatabaseStartError
+from bursar_server.kit.addresses import Address
+from bursar_server.kit.caller import Caller, Role
+from bursar_server.kit.clock import SystemClock
+from bursar_server.kit.errors import BursarError
+from bursar_server.rpc.listen import AddressInUseError
+from bursar_server.telemetry import set_up_logging, telemetry_of
+
+# Objects that live as long as the process are left out of every collection, and collections are rare.
+_GC_THRESHOLD = 50_000
+_INTERRUPTED = 130
+
+# What a process can fail to start with. Each says what is wrong; ssl.SSLError is an OSError.
+START_ERRORS = (DatabaseStartError, AddressInUseError, BursarError, OSError)
+
+
+def run(work: Coroutine[Any, Any, int]) -> int:
+    """Run until the work ends; return its exit code."""
+    return uvloop.run(work)
+
+
+def stop_signal() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets; the second of them ends the process at once."""
+    stop = asyncio.Event()
+
+    def heed() -> None:
+        if stop.is_set():
+            os._exit(_INTERRUPTED)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, heed)
+    return stop
+
+
+def announce(line: Mapping[str, object]) -> None:
+    """Print the ready line on stdout, where nothing else is ever printed."""
+    sys.stdout.write(json.dumps({"event": "ready", **line}) + "\n")
+    sys.stdout.flush()
+
+
+def settle_memory() -> None:
+    """Let the garbage collector pass over what has been loaded."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD, 10, 10)
+
+
+def why_not_started(
+    error: BaseException, config: Config, settings: Mapping[str, Address] | None = None
+) -> str:
+    """Return what to tell a person whose process could not start."""
+    if isinstance(error, AddressInUseError):
+        known = {"BURSAR_LISTEN": config.listen, "BURSAR_GRPC_LISTEN": config.grpc_listen, **(settings or {})}
+        name = next((name for name, address in known.items() if address == error.address), "BURSAR_LISTEN")
+        return f"cannot listen on {error}; is Bursar running already? Else choose another with {name}"
+    return str(error)
+
+
+async def serve(config: Config, environ: Mapping[str, str], tell: Callable[[str], None]) -> int:
+    """Run the control plane until SIGTERM or SIGINT, finishing what was accepted; return the exit code.
+
+    `tell` says a line to the person who started it.
+    """
+    set_up_logging(config.log_level)
+    telemetry = telemetry_of(environ)
+    stop = stop_signal()
+    ready = False
+    try:
+        async with running_control_plane(config, telemetry) as plane:
+            ready = True
+            settle_memory()
+            announce({"listen": str(plane.listen), "grpc_listen": str(plane.grpc_listen)})
+            await stop.wait()
+    except START_ERRORS as error:
+        if ready:
+            raise
+        tell(f"bursar: {why_not_started(error, config)}")
+        return 1
+    finally:
+        telemetry.close()
+    return 0
+
+
+def joined(config: Config) -> Config:
+    """Return the configuration for a command beside a running Bursar: with the embedded database that it runs, if any."""
+    if config.database_url:
+        return config
+    url = url_of_running(config.data_dir / POSTGRES_FOLDER)
+    return config if url is None else replace(config, database_url=url)
+
+
+async def migrate(config: Config, tell: Callable[[str], None]) -> int:
+    """Bring the database to the schema of this version."""
+    async with database_of(joined(config)) as url:
+        tell(f"The database is at revision {current_revision(url)}.")
+    return 0
+
+
+async def reported(work: Coroutine[Any, Any, int], config: Config, tell: Callable[[str], None]) -> int:
+    """Do the work of a command that ends by itself; say an error in one line instead of a traceback."""
+    try:
+        return await work
+    except START_ERRORS as error:
+        tell(f"bursar: {why_not_started(error, config)}")
+        return 1
+
+
+async def make_token(
+    config: Config,
+    *,
+    role: Role | None,
+    user: str,
+    tenants: tuple[str, ...],
+    name: str,
+    lifetime: timedelta | None,
+    tell: Callable[[str], None],
+) -> int:
+    """Make an access token and print it on stdout; what to do with it goes to the person by `tell`."""
+    operator = Caller(Role.PLATFORM_ADMIN, "bursar token create")
+    expire_time = None if lifetime is None else SystemClock().now() + lifetime
+    async with rooms_of(joined(config)) as rooms:
+        token, secret = await rooms.tokens.create(
+            operator, role=role, name=name, tenants=tenants, user=user, expire_time=expire_time
+        )
+    sys.stdout.write(secret + "\n")
+    until = "for good" if token.expire_time is None else f"until {token.expire_time:%Y-%m-%d %H:%M} UTC"
+    tell(f"A token with the role {token.role.lower()}, {until}. It is shown this once; send it as a header:")
+    tell("  Authorization: Bearer <token>")
+    return 0
