@@ -101,6 +101,7 @@ def build_rooms(engine: Engine, clock: Clock, default_daily_budget_nanos: int | 
         tenants=tenants, budgets=budgets, keys=keys, groups=groups, audit=audit, clock=clock,
         default_daily_budget_nanos=default_daily_budget_nanos,
     )  # fmt: skip
+    usage = UsageService(tenants=tenants, users=users)
     return Rooms(
         unit_of_work=unit_of_work,
         audit=audit,
@@ -115,8 +116,8 @@ def build_rooms(engine: Engine, clock: Clock, default_daily_budget_nanos: int | 
         ),
         pricing=PricingService(tenants=tenants, audit=audit),
         catalogue=CatalogueService(tenants=tenants, audit=audit),
-        usage=UsageService(tenants=tenants, users=users),
-        chargeback=ChargebackService(tenants=tenants, audit=audit, clock=clock),
+        usage=usage,
+        chargeback=ChargebackService(unit_of_work=unit_of_work, tenants=tenants, usage=usage, audit=audit),
     )
 
 
@@ -246,7 +247,7 @@ def _services(rooms: Rooms, metering: MeteringService) -> Services:
         metering=MeteringRpc(metering),
         pricing=PricingRpc(unit_of_work=work, pricing=rooms.pricing),
         usage=UsageRpc(unit_of_work=work, usage=rooms.usage),
-        chargeback=ChargebackRpc(unit_of_work=work, chargeback=rooms.chargeback),
+        chargeback=ChargebackRpc(chargeback=rooms.chargeback),
     )  # fmt: skip
 
 
