@@ -11,20 +11,15 @@ from sqlalchemy import text
 from bursar.v1 import usage_pb2
 from bursar.v1 import usage_service_pb2 as pb
 from bursar_server.audit.service import AuditService
-from bursar_server.budgets.service import BudgetService
 from bursar_server.db.unit_of_work import UnitOfWork
-from bursar_server.groups.service import GroupService
-from bursar_server.keys.service import KeyService
 from bursar_server.kit.caller import Caller, Role
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.ids import DEFAULT_TENANT_ID, uuid7_at
 from bursar_server.tenants.service import TenantService
 from bursar_server.usage.rpc import UsageRpc
-from bursar_server.usage.service import UsageService
-from bursar_server.users.service import UserService
 from support.called import called_by
 from support.clock import FakeClock
-from support.spending import add_tenant, add_user, charge, utc
+from support.spending import add_tenant, add_user, charge, usage_service, utc
 
 OTHER_TENANT = UUID("00000000-0000-7000-8000-0000000000aa")
 ALICE, BOB = UUID("00000000-0000-7000-8000-0000000000a1"), UUID("00000000-0000-7000-8000-0000000000b0")
@@ -40,20 +35,11 @@ APRIL = utc(2026, 4, 1)
 async def usage(unit_of_work: UnitOfWork, clock: FakeClock) -> UsageRpc:
     audit = AuditService(clock=clock)
     tenants = TenantService(audit=audit, clock=clock)
-    budgets = BudgetService(tenants=tenants, audit=audit, clock=clock)
-    users = UserService(
-        tenants=tenants,
-        budgets=budgets,
-        keys=KeyService(tenants=tenants, audit=audit, clock=clock),
-        groups=GroupService(tenants=tenants, budgets=budgets, audit=audit, clock=clock),
-        audit=audit,
-        clock=clock,
-    )
     async with unit_of_work.begin() as conn:
         await add_tenant(conn, OTHER_TENANT, "other")
         await add_user(conn, ALICE, "alice@example.com")
         await add_user(conn, BOB, "bob@example.com", OTHER_TENANT)
-    return UsageRpc(unit_of_work=unit_of_work, usage=UsageService(tenants=tenants, users=users))
+    return UsageRpc(unit_of_work=unit_of_work, usage=usage_service(tenants, audit, clock))
 
 
 def stamp(instant: datetime) -> Timestamp:

@@ -9,10 +9,18 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from bursar_server.audit.service import AuditService
+from bursar_server.budgets.service import BudgetService
 from bursar_server.db.connection import Connection
 from bursar_server.db.partitions import ensure_partitions
+from bursar_server.groups.service import GroupService
+from bursar_server.keys.service import KeyService
+from bursar_server.kit.clock import Clock
 from bursar_server.kit.ids import DEFAULT_TENANT_ID, uuid7_at
 from bursar_server.kit.periods import day_of, quarter_hour_of
+from bursar_server.tenants.service import TenantService
+from bursar_server.usage.service import UsageService
+from bursar_server.users.service import UserService
 
 NOBODY = UUID(int=0)
 
@@ -34,7 +42,17 @@ _ENTRY = text(
 
 
 def _rollup(table: str, bucket: str) -> Any:
-    counters = ["requests", "estimated_requests", "unpriced_requests", "input_tokens", "output_tokens", "input_cost_nanos", "output_cost_nanos", "other_cost_nanos", "cost_nanos"]
+    counters = [
+        "requests",
+        "estimated_requests",
+        "unpriced_requests",
+        "input_tokens",
+        "output_tokens",
+        "input_cost_nanos",
+        "output_cost_nanos",
+        "other_cost_nanos",
+        "cost_nanos",
+    ]
     return text(
         f"INSERT INTO {table} AS r (tenant_id, {bucket}, user_id, api_key_id, provider, model, {', '.join(counters)})"
         " VALUES (:tenant_id, :bucket, :user_id, :api_key_id, :provider, :model, :requests, :estimated, :unpriced,"
@@ -119,6 +137,20 @@ async def charge(
 def _item(model: str, input_tokens: int, output_tokens: int) -> dict[str, object]:
     usage = {"input_tokens": input_tokens, "output_tokens": output_tokens}
     return {"model": model, "service_tier": "", "price_id": None, "usage": usage}
+
+
+def usage_service(tenants: TenantService, audit: AuditService, clock: Clock) -> UsageService:
+    """Return the service that reads what was charged, with what it needs to know of people."""
+    budgets = BudgetService(tenants=tenants, audit=audit, clock=clock)
+    users = UserService(
+        tenants=tenants,
+        budgets=budgets,
+        keys=KeyService(tenants=tenants, audit=audit, clock=clock),
+        groups=GroupService(tenants=tenants, budgets=budgets, audit=audit, clock=clock),
+        audit=audit,
+        clock=clock,
+    )
+    return UsageService(tenants=tenants, users=users)
 
 
 def utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:

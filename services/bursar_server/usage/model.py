@@ -68,7 +68,7 @@ class RecordFilter:
 
 
 class Dimension(StrEnum):
-    """What sums can be grouped by."""
+    """What sums can be grouped by; months and days are those of UTC."""
 
     TENANT = "TENANT"
     USER = "USER"
@@ -76,6 +76,7 @@ class Dimension(StrEnum):
     PROVIDER = "PROVIDER"
     MODEL = "MODEL"
     DAY = "DAY"
+    MONTH = "MONTH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The sums of one group. The values of `key` are ids and names as text; no user or key is empty, a day YYYY-MM-DD."""
+    """The sums of one group. The values of `key` are ids and names as text; no user or key is empty; YYYY-MM-DD, YYYY-MM."""
 
     key: Mapping[Dimension, str]
     totals: Totals

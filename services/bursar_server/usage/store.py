@@ -16,6 +16,7 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    literal_column,
     or_,
     select,
     true,
@@ -156,6 +157,7 @@ async def sums(
         Dimension.PROVIDER: rows.c.provider,
         Dimension.MODEL: rows.c.model,
         Dimension.DAY: rows.c.day,
+        Dimension.MONTH: func.to_char(rows.c.day, literal_column("'YYYY-MM'")),
     }
     keys = [cast(columns[dimension], String).label(dimension.lower()) for dimension in dimensions]
     cost = func.sum(rows.c.cost_nanos)
