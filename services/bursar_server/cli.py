@@ -110,6 +110,8 @@ def up(config: Config, sidecar_listen: str) -> None:
     except ValueError as error:
         tell(f"bursar: BURSAR_SIDECAR_LISTEN (--sidecar-listen): {error}; it is {sidecar_listen!r}")
         sys.exit(2)
+    # gRPC would tell of every child that is started beside it; its own state never reaches one.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from bursar_server import process
     from bursar_server.up import run_up
 

@@ -22,7 +22,7 @@ from bursar_server.kit.addresses import Address
 from bursar_server.kit.caller import Caller, Role
 from bursar_server.kit.clock import SystemClock
 from bursar_server.kit.errors import BursarError
-from bursar_server.rpc.listen import AddressInUseError
+from bursar_server.rpc.listen import AddressInUseError, bind
 from bursar_server.telemetry import set_up_logging, telemetry_of
 
 # Objects that live as long as the process are left out of every collection, and collections are rare.
@@ -66,6 +66,13 @@ def settle_memory() -> None:
     gc.set_threshold(_GC_THRESHOLD, 10, 10)
 
 
+def try_ports(*addresses: Address) -> None:
+    """Raise AddressInUseError now, before a database is started, where a port is taken."""
+    for address in addresses:
+        if address.port:
+            bind(address).close()
+
+
 def why_not_started(
     error: BaseException, config: Config, settings: Mapping[str, Address] | None = None
 ) -> str:
@@ -87,6 +94,7 @@ async def serve(config: Config, environ: Mapping[str, str], tell: Callable[[str]
     stop = stop_signal()
     ready = False
     try:
+        try_ports(config.listen, config.grpc_listen)
         async with running_control_plane(config, telemetry) as plane:
             ready = True
             settle_memory()

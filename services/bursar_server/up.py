@@ -16,7 +16,14 @@ from typing import Any
 from bursar_server.bootstrap import ControlPlane, running_control_plane
 from bursar_server.config import Config
 from bursar_server.kit.addresses import Address
-from bursar_server.process import START_ERRORS, announce, settle_memory, stop_signal, why_not_started
+from bursar_server.process import (
+    START_ERRORS,
+    announce,
+    settle_memory,
+    stop_signal,
+    try_ports,
+    why_not_started,
+)
 from bursar_server.settings import parse_address
 from bursar_server.telemetry import set_up_logging, telemetry_of
 
@@ -152,6 +159,7 @@ async def run_up(
     stop = stop_signal()
     ready = False
     try:
+        try_ports(config.listen, config.grpc_listen, sidecar_listen)
         async with contextlib.AsyncExitStack() as stack:
             plane = await stack.enter_async_context(running_control_plane(config, telemetry))
             children = []
@@ -173,7 +181,7 @@ async def run_up(
     except (*START_ERRORS, ChildError) as error:
         if ready:
             raise
-        tell(f"bursar: {why_not_started(error, config)}")
+        tell(f"bursar: {why_not_started(error, config, {'BURSAR_SIDECAR_LISTEN': sidecar_listen})}")
         return 1
     finally:
         telemetry.close()

@@ -21,7 +21,7 @@ Labels = tuple[str, ...]
 # What a gauge reads: one number, or one for each combination of labels.
 Reading = float | Mapping[Labels, float]
 
-_UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "USD": "usd"}
+_UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "nanos": "nanos"}
 
 
 @dataclass(frozen=True, slots=True)
