@@ -225,12 +225,12 @@ Bursar is running; Ctrl-C stops it.
 Try in another terminal: a budget, a key, and a call through the sidecar.
 
   TOKEN={token}
-  curl -s {url}/bursar.v1.UserService/SetBudget -H "Authorization: Bearer $TOKEN" \
+  curl -sw '\n' {url}/bursar.v1.UserService/SetBudget -H "Authorization: Bearer $TOKEN" \
     -H "Content-Type: application/json" -d '{{"user_id":"alice@example.com","limit_usd":10.0}}'
   KEY=$(curl -s {url}/bursar.v1.TenantService/CreateApiKey -H "Authorization: Bearer $TOKEN" \
     -H "Content-Type: application/json" -d '{{"name":"my app","user_id":"alice@example.com"}}' \
     | sed 's/.*"secret":"\([^"]*\)".*/\1/')
-  curl -i {sidecar}/openai/v1/chat/completions -H "Authorization: Bearer $KEY" \
+  curl -siw '\n' {sidecar}/openai/v1/chat/completions -H "Authorization: Bearer $KEY" \
     -H "Content-Type: application/json" \
     -d '{{"model":"gpt-4o","messages":[{{"role":"user","content":"Say hello."}}]}}'
 

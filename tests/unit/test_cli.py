@@ -157,8 +157,8 @@ def test_the_hints_have_the_real_addresses(tmp_path: Path) -> None:
         "fake_provider_listen": "127.0.0.1:7",
     }
     text = hints(line, config)
-    assert "curl -s http://127.0.0.1:41234/bursar.v1.UserService/SetBudget" in text
-    assert "curl -i http://127.0.0.1:6/openai/v1/chat/completions" in text
+    assert "http://127.0.0.1:41234/bursar.v1.UserService/SetBudget -H" in text
+    assert " http://127.0.0.1:6/openai/v1/chat/completions -H" in text
     assert f"TOKEN=$(cat '{tmp_path}/a b/admin-token')" in text
     assert "a fake one at 127.0.0.1:7; set OPENAI_API_KEY" in text
     given = hints({**line, "admin_token_file": None, "fake_provider_listen": None}, config)
