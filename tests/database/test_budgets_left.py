@@ -18,7 +18,7 @@ from bursar_server.db.unit_of_work import UnitOfWork
 from bursar_server.kit.caller import Caller
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.ids import DEFAULT_TENANT_ID, PLATFORM_TENANT_ID
-from bursar_server.kit.periods import PeriodKind, period_at
+from bursar_server.kit.periods import PeriodKind, period_at, period_key
 from support.admin import ADMIN, OPERATOR, USD, AdminSide, admin_side, clock_of
 from support.called import called_by
 
@@ -85,7 +85,7 @@ async def test_a_status_says_it_all(admin: AdminSide) -> None:
     period = period_at(PeriodKind.MONTHLY, 0, "UTC", await clock_of(admin.unit_of_work))
     assert stands.period_start_time.ToDatetime(UTC) == period.start
     assert stands.period_end_time.ToDatetime(UTC) == period.end
-    assert stands.period_key == f"{period.start:%Y-%m-%dT%H:%M:%SZ}#1"
+    assert stands.period_key == period_key(period.start, 1)
 
 
 @pytest.mark.parametrize(
