@@ -111,7 +111,8 @@ def test_json_that_cannot_be_meant_is_refused_by_name(stack: Stack, rpc: str, bo
 
 
 def a_set(**fields: Any) -> users.SetBudgetRequest:
-    return users.SetBudgetRequest(**({"user_id": EMAIL, "limit_usd": 1} | fields))
+    wanted: dict[str, Any] = {"user_id": EMAIL, "limit_usd": 1} | fields
+    return users.SetBudgetRequest(**wanted)
 
 
 def a_grant(**fields: Any) -> users.CreateGrantRequest:
