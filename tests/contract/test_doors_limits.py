@@ -16,6 +16,8 @@ from bursar.v1.metering_service_pb2 import CheckRequest, CheckResponse
 from bursar.v1.user_service_pb2 import SetBudgetRequest
 from bursar_server.rpc.codec import MAX_MESSAGE_BYTES
 from bursar_server.rpc.listen import Address, AddressInUseError
+from bursar_server.telemetry import telemetry_of
+from support.collector import Collector, attributes_of
 from support.door_clients import GrpcReply, Reply, call_grpc, post, post_binary, request
 from support.doors import Doors, buf_curl
 
@@ -160,6 +162,45 @@ def test_health_and_readiness(doors: Doors) -> None:
 def ask_health(address: str, method: str, body: bytes) -> bytes:
     with grpc.insecure_channel(address) as channel:
         return bytes(channel.unary_unary(method)(body, timeout=5))
+
+
+def test_health_can_be_watched(doors: Doors) -> None:
+    with grpc.insecure_channel(doors.grpc_address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=10)
+        assert next(watch) == b"\x08\x01"
+        doors.checks["database"] = "connection refused"
+        try:
+            assert next(watch) == b"\x08\x02"
+        finally:
+            doors.checks["database"] = "ok"
+        watch.cancel()
+
+
+def test_calls_are_spans_in_the_callers_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        telemetry = telemetry_of({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url})
+        with Doors(telemetry=telemetry) as doors:
+            headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "x-request-id": "one"}
+            post(doors.url, RPC, {"user_id": "alice@example.com", "limit_usd": 1}, headers=headers)
+            call_grpc(doors.grpc_address, RPC, SetBudgetRequest(user_id="missing@example.com"))
+        telemetry.close()
+    first, second = sorted(collector.spans, key=lambda span: int(span.start_time_unix_nano))
+    assert (first.name, first.trace_id.hex(), first.status.code) == (
+        "bursar.v1.UserService/SetBudget",
+        trace,
+        0,
+    )
+    assert attributes_of(first) == {
+        "rpc.system": "connect_rpc",
+        "rpc.service": "bursar.v1.UserService",
+        "rpc.method": "SetBudget",
+        "bursar.request.id": "one",
+    }
+    assert attributes_of(second)["rpc.system"] == "grpc"
+    assert attributes_of(second)["error.type"] == "not_found"
+    assert second.status.code == 2
 
 
 def test_metrics_count_what_happened(doors: Doors) -> None:

@@ -150,6 +150,7 @@ class Doors:
     http2: bool = True
     users: Users = field(default_factory=Users)
     checks: dict[str, str] = field(default_factory=lambda: {"database": "ok"})
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     def __enter__(self) -> Self:
         self._loop = uvloop.new_event_loop()
@@ -171,7 +172,6 @@ class Doors:
         await asyncio.gather(self._http.close(grace_seconds), self._grpc.close(grace_seconds))
 
     async def _open(self) -> None:
-        self.telemetry = Telemetry()
         self.pipeline = Pipeline(Tokens(), self.telemetry, SystemClock())
         services = services_without_a_database(self.users)
         door = ConnectDoor(services, self.pipeline, self.telemetry, self._readiness)

@@ -6,19 +6,15 @@ import json
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from bursar_server.kit.logs import JsonFormatter, scrubbed
 from bursar_server.telemetry import MeteredCall, telemetry_of
+from support.collector import Collector, attributes_of
 
 START = datetime(2026, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
 CALL = MeteredCall(
@@ -38,51 +34,11 @@ CALL = MeteredCall(
 )
 
 
-@dataclass
-class Collector:
-    """Receives OTLP over HTTP, and keeps it."""
-
-    traces: list[Any] = field(default_factory=list)
-    metrics: list[Any] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.path == "/v1/traces":
-                    collector.traces.append(ExportTraceServiceRequest.FromString(body))
-                else:
-                    collector.metrics.append(ExportMetricsServiceRequest.FromString(body))
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     with Collector() as running:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.url)
         yield running
-
-
-def attributes_of(entry: Any) -> dict[str, Any]:
-    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in entry.attributes}
 
 
 def test_a_call_carries_the_dimensions_of_a_statement(collector: Collector) -> None:
