@@ -43,13 +43,15 @@ class MeteringService(Protocol):
     """
     async def check(self, request: CheckRequest, ctx: RequestContext[CheckRequest, CheckResponse], /) -> CheckResponse:
         """
-        Decides whether a call may be made, and if so writes a hold with a lease.
+        Decides whether a call may be made, and if so writes a hold with a lease. Where the call does not fit only because
+        of other calls' open holds, the answer waits for them, at most as long as the budget's max_wait_ms says.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     async def batch_check(self, request: BatchCheckRequest, ctx: RequestContext[BatchCheckRequest, BatchCheckResponse], /) -> BatchCheckResponse:
         """
-        Decides several calls in one go; each stands alone.
+        Decides several calls in one go; each stands alone. None waits: one that does not fit only because of other calls'
+        open holds is answered with BUDGET_HELD, and Check with the same request_id waits.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -206,7 +208,8 @@ class MeteringServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> CheckResponse:
         """
-        Decides whether a call may be made, and if so writes a hold with a lease.
+        Decides whether a call may be made, and if so writes a hold with a lease. Where the call does not fit only because
+        of other calls' open holds, the answer waits for them, at most as long as the budget's max_wait_ms says.
         """
         return await self.execute_unary(
             request=request,
@@ -229,7 +232,8 @@ class MeteringServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> BatchCheckResponse:
         """
-        Decides several calls in one go; each stands alone.
+        Decides several calls in one go; each stands alone. None waits: one that does not fit only because of other calls'
+        open holds is answered with BUDGET_HELD, and Check with the same request_id waits.
         """
         return await self.execute_unary(
             request=request,
@@ -343,13 +347,15 @@ class MeteringServiceSync(Protocol):
     """
     def check(self, request: CheckRequest, ctx: RequestContext[CheckRequest, CheckResponse], /) -> CheckResponse:
         """
-        Decides whether a call may be made, and if so writes a hold with a lease.
+        Decides whether a call may be made, and if so writes a hold with a lease. Where the call does not fit only because
+        of other calls' open holds, the answer waits for them, at most as long as the budget's max_wait_ms says.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def batch_check(self, request: BatchCheckRequest, ctx: RequestContext[BatchCheckRequest, BatchCheckResponse], /) -> BatchCheckResponse:
         """
-        Decides several calls in one go; each stands alone.
+        Decides several calls in one go; each stands alone. None waits: one that does not fit only because of other calls'
+        open holds is answered with BUDGET_HELD, and Check with the same request_id waits.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -504,7 +510,8 @@ class MeteringServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> CheckResponse:
         """
-        Decides whether a call may be made, and if so writes a hold with a lease.
+        Decides whether a call may be made, and if so writes a hold with a lease. Where the call does not fit only because
+        of other calls' open holds, the answer waits for them, at most as long as the budget's max_wait_ms says.
         """
         return self.execute_unary(
             request=request,
@@ -527,7 +534,8 @@ class MeteringServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> BatchCheckResponse:
         """
-        Decides several calls in one go; each stands alone.
+        Decides several calls in one go; each stands alone. None waits: one that does not fit only because of other calls'
+        open holds is answered with BUDGET_HELD, and Check with the same request_id waits.
         """
         return self.execute_unary(
             request=request,

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from bursar_server.audit.model import AuditHead
 from bursar_server.audit.rules import chain
-from bursar_server.budgets.model import Budget
+from bursar_server.budgets.model import Admission, Budget
 from bursar_server.db.connection import tenant_lock_key
 from bursar_server.db.lane import DatabaseError, LaneConnection
 from bursar_server.kit import ids
@@ -34,6 +34,7 @@ from bursar_server.metering.model import (
     ReleaseCall,
     Subject,
 )
+from bursar_server.metering.waits import Waits
 
 MAX_ROUNDS = 12
 MAX_KNOWN_BALANCES = 200_000
@@ -54,6 +55,8 @@ class Outcome:
     results: list[Result]
     fired: list[tuple[Budget, FiredThreshold]] = field(default_factory=list)
     expired: list[Record] = field(default_factory=list)
+    # Whether holds were removed, so that calls that wait can be decided again.
+    freed: bool = False
 
 
 @dataclass(slots=True)
@@ -227,7 +230,7 @@ class BatchRunner:
             for record in records
             if record.source is Source.EXPIRY
         ]
-        return Outcome(results, context.books.fired, expired)
+        return Outcome(results, context.books.fired, expired, bool(context.books.gone_holds))
 
     def _evaluate(self, call: Call, request_id: UUID, context: BatchContext) -> Result:
         """Evaluate one call; a BursarError of its own is its answer. Nothing is changed before one is raised."""
@@ -256,6 +259,7 @@ class BatchRunner:
         oldest = self.oldest_record()
         tenants = [*needs.tenants, ids.PLATFORM_TENANT_ID]
         rate_keys = self._rate_keys(calls, needs)
+        queued = _holding_budgets(calls, needs)
         with connection.pipeline():
             connection.execute("BEGIN")
             connection.execute(store.LOCK_TENANTS, ([tenant_lock_key(tenant_id) for tenant_id in tenants],))
@@ -270,9 +274,15 @@ class BatchRunner:
             of_rates = connection.cursor()
             if rate_keys:
                 of_rates.execute(store.LOCK_RATES, tuple(list(part) for part in zip(*rate_keys, strict=True)))
+            of_waits = connection.cursor()
+            if queued:
+                of_waits.execute(store.READ_WAITS, ([key[0] for key in queued], [key[1] for key in queued]))
         version_rows = of_versions.fetchall()
         locked = fetch()
         rate_rows = of_rates.fetchall() if rate_keys else []
+        waits = Waits()
+        for budget_id, since, request_id in of_waits.fetchall() if queued else []:
+            waits.queues.setdefault(budget_id, []).append((since, request_id))
         versions = {row[0]: row[1] for row in version_rows}
         now: datetime = version_rows[0][2]
         self._database_time = (now, self._clock.monotonic())
@@ -291,6 +301,7 @@ class BatchRunner:
             Rates(dict(stored), frozenset(stored)),
             price_of,
             oldest,
+            waits,
         )
 
     def _rate_keys(self, calls: Sequence[Call], needs: _Needs) -> list[store.RateKey]:
@@ -322,6 +333,7 @@ class BatchRunner:
         with connection.pipeline():
             context.books.send_writes(connection.execute)
             self._write_rates(context)
+            self._write_waits(context)
             if context.audit:
                 tenants = sorted({tenant_id for tenant_id, _ in context.audit})
                 heads = connection.execute(store.LOCK_AUDIT_HEADS, (tenants,)).fetchall
@@ -349,3 +361,26 @@ class BatchRunner:
             self._connection.execute(store.UPDATE_RATES, (store.rate_rows(update),))
         if insert:
             self._connection.execute(store.INSERT_RATES, (store.rate_rows(insert),))
+
+    def _write_waits(self, context: BatchContext) -> None:
+        waits = context.waits
+        if waits.joined:
+            self._connection.execute(store.JOIN_WAITS, (store.wait_rows(sorted(waits.joined.items())),))
+        if waits.left:
+            keys = sorted(waits.left)
+            self._connection.execute(
+                store.LEAVE_WAITS, tuple([key[part] for key in keys] for part in range(3))
+            )
+
+
+def _holding_budgets(calls: Sequence[Call], needs: _Needs) -> list[tuple[UUID, UUID]]:
+    """Return the budgets of a batch's Checks that hold amounts: others may be waiting for them."""
+    principals = {call.principal for call in calls if isinstance(call, CheckCall)}
+    return sorted(
+        {
+            (budget.tenant_id, budget.budget_id)
+            for principal in principals
+            for budget in needs.subjects[principal].budgets
+            if budget.admission is not Admission.ANY_REMAINING
+        }
+    )

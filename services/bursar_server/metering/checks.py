@@ -1,6 +1,7 @@
 """A Check against the books of a batch: the decision, and the hold of what is allowed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from bursar_server.audit.model import AuditEvent
@@ -11,11 +12,14 @@ from bursar_server.ledger.model import Attribution, GrantState, Hold, Leg, Sourc
 from bursar_server.ledger.rules import allocate
 from bursar_server.metering import rules
 from bursar_server.metering.context import BatchContext
-from bursar_server.metering.model import CheckAnswer, CheckCall, Denial, NewUser, Problem, Subject
+from bursar_server.metering.model import CheckAnswer, CheckCall, Denial, NewUser, Problem, Subject, Waiting
 from bursar_server.metering.rules import Estimate, Verdict
 
+# How long a caller that cannot wait is told to stay away.
+RETRY_AFTER_MS = 1_000
 
-def evaluate_check(call: CheckCall, context: BatchContext) -> CheckAnswer | NewUser:
+
+def evaluate_check(call: CheckCall, context: BatchContext) -> CheckAnswer | NewUser | Waiting:
     """Decide a call (S1–S11), and open its hold if it is allowed.
 
     Raises BursarError REQUEST_ID_MISPLACED or REQUEST_ID_REUSED (S16).
@@ -31,9 +35,10 @@ def evaluate_check(call: CheckCall, context: BatchContext) -> CheckAnswer | NewU
         return _denied(call, [rules.problem_denial(subject.problem)], subject)
     if subject.new_email:
         return NewUser(subject.tenant_id, subject.new_email)
-    limited = _count_request(subject, context)
-    if limited is not None:
-        return _denied(call, [limited], subject)
+    if call.wait_since is None:
+        limited = _count_request(subject, context)
+        if limited is not None:
+            return _denied(call, [limited], subject)
     return _decide(call, subject, context)
 
 
@@ -82,7 +87,14 @@ def _count_request(subject: Subject, context: BatchContext) -> Denial | None:
     return None
 
 
-def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAnswer:
+def _uncount_request(call: CheckCall, subject: Subject, context: BatchContext) -> None:
+    """Take a request out of its user's minute: it will be asked again, and counts then."""
+    key = (subject.tenant_id, subject.user_id, rules.minute_of(context.now))
+    if call.wait_since is None and subject.user_id is not None and key in context.rates.changed:
+        context.rates.requests[key[0], subject.user_id, key[2]] -= 1
+
+
+def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAnswer | Waiting:
     tags = {**(subject.default_tags or {}), **call.tags}
     budgets = rules.applicable(subject, tags)
     keys = [context.balance_key(budget, context.now) for budget in budgets]
@@ -98,9 +110,14 @@ def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAn
     ]
     denials = rules.general_denials(budgets, context.policy, priced=price is not None)
     denials += [verdict.denial for verdict in verdicts if verdict.denial and rules.binds(verdict.budget)]
-    if denials:
+    queued = _queued(call, context, verdicts)
+    if denials or queued:
+        if all(denial.code == "BUDGET_HELD" for denial in denials):
+            return _held(call, subject, context, verdicts, denials or queued)
+        _leave(call, context, budgets)
         _audit_block(call, subject, context, verdicts)
         return _denied(call, denials, subject)
+    _leave(call, context, budgets)
     for verdict in verdicts:
         if verdict.denial and verdict.budget.shadow:
             balance = context.books.balances[verdict.key]
@@ -117,6 +134,48 @@ def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAn
         hold.lease_expire_time,
         subject,
     )
+
+
+def _queued(call: CheckCall, context: BatchContext, verdicts: Sequence[Verdict]) -> list[Denial]:
+    """Return denials for the budgets that others have waited for longer; a call of cost 0 passes them by."""
+    since = call.wait_since or context.now
+    return [
+        rules.queued_denial(verdict.budget, context.books.balances[verdict.key])
+        for verdict in verdicts
+        if (verdict.hold_nanos or verdict.hold_tokens)
+        and rules.binds(verdict.budget)
+        and context.waits.is_behind(verdict.budget.budget_id, since, call.request_id)
+    ]
+
+
+def _held(
+    call: CheckCall,
+    subject: Subject,
+    context: BatchContext,
+    verdicts: Sequence[Verdict],
+    denials: Sequence[Denial],
+) -> CheckAnswer | Waiting:
+    """Let a call wait for other calls' holds where it may, else say that they are in the way (S10)."""
+    in_the_way = [
+        verdict.budget
+        for verdict in verdicts
+        if rules.binds(verdict.budget) and (verdict.denial or verdict.hold_nanos or verdict.hold_tokens)
+    ]
+    answer = replace(_denied(call, denials, subject), retry_after_ms=RETRY_AFTER_MS)
+    since = call.wait_since or context.now
+    until = since + timedelta(milliseconds=min(budget.max_wait_ms for budget in in_the_way))
+    if not call.may_wait or until <= context.now:
+        _leave(call, context, [verdict.budget for verdict in verdicts])
+        _uncount_request(call, subject, context)
+        return answer
+    for budget in in_the_way:
+        context.waits.join((budget.tenant_id, budget.budget_id, call.request_id), since, until)
+    return Waiting(answer, since, until, in_the_way[0].budget_id)
+
+
+def _leave(call: CheckCall, context: BatchContext, budgets: Sequence[Budget]) -> None:
+    if call.wait_since is not None:
+        context.waits.leave([(budget.tenant_id, budget.budget_id, call.request_id) for budget in budgets])
 
 
 def _readable(budget: Budget, subject: Subject) -> bool:

@@ -13,6 +13,7 @@ from bursar_server.ledger.rules import in_waterfall_order
 from bursar_server.ledger.service import Books
 from bursar_server.metering.model import Policy, PrincipalRef, Subject
 from bursar_server.metering.store import RateKey
+from bursar_server.metering.waits import Waits
 from bursar_server.pricing.model import Price
 
 PriceOf = Callable[[UUID, str, str, str, datetime], Price | None]
@@ -39,6 +40,7 @@ class BatchContext:
     rates: Rates
     price_of: PriceOf
     oldest_record: datetime
+    waits: Waits = field(default_factory=Waits)
     periods: dict[BalanceKey, tuple[datetime, datetime]] = field(default_factory=dict)
     audit: list[tuple[UUID, AuditEvent]] = field(default_factory=list)
 

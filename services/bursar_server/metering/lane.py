@@ -5,17 +5,20 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from bursar_server.db.lane import REPEATABLE_ERRORS, ConnectionLostError, DatabaseError, LaneConnection
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.metering.batch import BatchRunner, Outcome
 from bursar_server.metering.directory import Directory
-from bursar_server.metering.model import Answer, Call, CheckCall, Policy
+from bursar_server.metering.model import Answer, Call, CheckCall, Policy, Waiting
 
 MAX_BATCH = 256
 MAX_WAITING = 20_000
@@ -23,16 +26,26 @@ MAX_REPEATS = 8
 # How long a batch goes on trying while the database does not answer; then its calls are told so.
 PATIENCE_S = 4.0
 
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
 logger = logging.getLogger(__name__)
+
+
+# How often calls that wait for holds look again: holds of other processes are removed without a word (S10, S13).
+LOOK_AGAIN_S = 0.05
+# How many of those that wait for one budget are decided again at a time: the first of them stop the others.
+MAX_LOOKS = 32
 
 
 @dataclass(slots=True)
 class Ticket:
-    """A call that waits for its answer; `loop` is where the future belongs."""
+    """A call that waits for its answer; `loop` is where the future belongs. `waiting` is what holds let it wait for."""
 
     call: Call
     future: "asyncio.Future[Answer]"
     loop: asyncio.AbstractEventLoop
+    waiting: Waiting | None = None
+    wait_ends: float = 0.0
 
 
 Task = Callable[[LaneConnection, BatchRunner], Any]
@@ -66,6 +79,9 @@ class Lane:
         self._connection: LaneConnection | None = None
         self._runner: BatchRunner | None = None
         self._stopping = False
+        # Calls that wait for holds, by the budget they wait for first, in order of arrival.
+        self._waiters: dict[UUID, deque[Ticket]] = {}
+        self._look_at = 0.0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     @property
@@ -115,14 +131,10 @@ class Lane:
     def _work(self) -> None:
         running = True
         while running:
-            entries = [self._waiting.get()]
-            while len(entries) < MAX_BATCH:
-                try:
-                    entries.append(self._waiting.get_nowait())
-                except queue.Empty:
-                    break
+            again = self._due_waiters()
+            entries = self._collect(MAX_BATCH - len(again), wait=not again)
             running = None not in entries
-            tickets = [entry for entry in entries if isinstance(entry, Ticket)]
+            tickets = again + [entry for entry in entries if isinstance(entry, Ticket)]
             try:
                 if tickets:
                     self._serve(tickets)
@@ -133,7 +145,69 @@ class Lane:
                 logger.exception("a lane's batch failed")
                 self._drop_connection()
                 self._answer_all(tickets, BursarError(Reason.INTERNAL, "the batch failed"))
+        for waiters in self._waiters.values():
+            _deliver([(ticket, ticket.waiting.answer) for ticket in waiters if ticket.waiting])
         self._drop_connection()
+
+    def _collect(self, most: int, *, wait: bool) -> list[Ticket | _Chore | None]:
+        """Return what is queued; with `wait`, block for the first one, but no longer than those who wait for holds can."""
+        entries: list[Ticket | _Chore | None] = []
+        with suppress(queue.Empty):
+            if wait and not self._waiters:
+                entries.append(self._waiting.get())
+            elif wait and (seconds := self._look_at - self._clock.monotonic()) > 0:
+                entries.append(self._waiting.get(timeout=seconds))
+            while len(entries) < most:
+                entries.append(self._waiting.get_nowait())
+        return entries
+
+    def _due_waiters(self) -> list[Ticket]:
+        """Answer those that have waited long enough, and return those to decide again: the first of each budget."""
+        now = self._clock.monotonic()
+        due: list[Ticket] = []
+        look = now >= self._look_at
+        for budget_id, waiters in list(self._waiters.items()):
+            over = [ticket for ticket in waiters if ticket.wait_ends <= now]
+            _deliver([(ticket, ticket.waiting.answer) for ticket in over if ticket.waiting])
+            left = deque(ticket for ticket in waiters if ticket.wait_ends > now)
+            if look:
+                due += [left.popleft() for _ in range(min(MAX_LOOKS, len(left), MAX_BATCH // 2 - len(due)))]
+            if left:
+                self._waiters[budget_id] = left
+            else:
+                del self._waiters[budget_id]
+        if look:
+            self._look_at = now + LOOK_AGAIN_S
+        return due
+
+    def _keep_waiting(
+        self, tickets: Sequence[Ticket], results: Sequence[object]
+    ) -> list[tuple[Ticket, object]]:
+        """Put those that have to wait (again) into their places, and return the answers of the others."""
+        answers: list[tuple[Ticket, object]] = []
+        back: dict[UUID, list[Ticket]] = {}
+        for ticket, result in zip(tickets, results, strict=True):
+            if not isinstance(result, Waiting) or not isinstance(ticket.call, CheckCall):
+                answers.append((ticket, result))
+                continue
+            if ticket.waiting is None:
+                seconds = (result.until - result.wait_since).total_seconds()
+                deadline = ticket.call.deadline
+                ends = self._clock.monotonic() + seconds
+                ticket.wait_ends = ends if deadline is None else min(ends, deadline)
+            ticket.waiting = result
+            ticket.call = replace(ticket.call, wait_since=result.wait_since)
+            back.setdefault(result.budget_id, []).append(ticket)
+        for budget_id, waiters in back.items():
+            queued = self._waiters.get(budget_id, deque())
+            # Those that were decided again stand before those that were not, and newcomers behind.
+            self._waiters[budget_id] = deque(
+                sorted(
+                    [*waiters, *queued],
+                    key=lambda t: (t.waiting.wait_since if t.waiting else _NEVER, t.wait_ends),
+                )
+            )
+        return answers
 
     def _serve(self, tickets: list[Ticket]) -> None:
         open_tickets = []
@@ -182,7 +256,9 @@ class Lane:
                 self._split(tickets, error, depth)
                 return
             self._on_batch(outcome, len(tickets))
-            _deliver(list(zip(tickets, outcome.results, strict=True)))
+            if outcome.freed:
+                self._look_at = 0.0
+            _deliver(self._keep_waiting(tickets, outcome.results))
             return
 
     def _split(self, tickets: list[Ticket], error: DatabaseError, depth: int) -> None:

@@ -104,6 +104,9 @@ class CheckCall:
     body_sha256: str
     # When the answer is of no use any more, in the clock's monotonic seconds.
     deadline: float | None = None
+    # Whether the answer may wait for other calls' holds (S10), and since when it does.
+    may_wait: bool = False
+    wait_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,7 @@ class CheckAnswer:
     subject: Subject | None
     duplicate: bool = False
     retry_after_ms: int | None = None
+    fit_output_tokens: int | None = None
 
     @property
     def allowed(self) -> bool:
@@ -224,4 +228,14 @@ class NewUser:
     email: str
 
 
-Answer = CheckAnswer | DeductAnswer | ReleaseAnswer | NewUser
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The call fits but for other calls' holds: it is decided again, until `until`, when `answer` is given (S10)."""
+
+    answer: CheckAnswer
+    wait_since: datetime
+    until: datetime
+    budget_id: UUID
+
+
+Answer = CheckAnswer | DeductAnswer | ReleaseAnswer | NewUser | Waiting

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -38,7 +39,10 @@ MAX_RENEWALS = 1_000
 Message = TypeVar("Message")
 Result = TypeVar("Result")
 MAX_ITEMS = 16
-MAX_TOKENS = 1_000_000_000_000
+# With these bounds and those of prices, no cost leaves int64.
+MAX_TOKENS = 1_000_000_000
+MAX_PIECES = 1_000_000
+_PIECES = frozenset({"images", "web_searches", "requests"})
 _USAGE_FIELDS = tuple(Usage.__slots__)
 _HEX = frozenset("0123456789abcdef")
 
@@ -55,8 +59,8 @@ class MeteringRpc:
     async def check(self, request: pb.CheckRequest, ctx: Context) -> pb.CheckResponse:
         """Decide a call."""
         call = call_of(ctx)
-        answer = await self._metering.check(check_call(request, call.caller, call.deadline))
-        return check_response(answer)
+        asked = replace(check_call(request, call.caller, call.deadline), may_wait=True)
+        return check_response(await self._metering.check(asked))
 
     async def batch_check(self, request: pb.BatchCheckRequest, ctx: Context) -> pb.BatchCheckResponse:
         """Decide several calls."""
@@ -202,7 +206,9 @@ def deduct_call(message: pb.DeductRequest, caller: Caller) -> DeductCall:
 def _item(message: metering_pb2.UsageItem, path: str) -> DeductItem:
     usage = message.usage
     parts = [
-        fields.integer(getattr(usage, name), f"{path}usage.{name}", maximum=MAX_TOKENS)
+        fields.integer(
+            getattr(usage, name), f"{path}usage.{name}", maximum=MAX_PIECES if name in _PIECES else MAX_TOKENS
+        )
         for name in _USAGE_FIELDS
     ]
     return DeductItem(
@@ -226,6 +232,7 @@ def check_response(answer: CheckAnswer) -> pb.CheckResponse:
         held_nanos=answer.held_nanos,
         duplicate=answer.duplicate,
         retry_after_ms=answer.retry_after_ms,
+        fit_output_tokens=answer.fit_output_tokens,
     )
     if answer.remaining_nanos is not None:
         message.remaining_nanos = answer.remaining_nanos

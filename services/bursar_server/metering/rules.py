@@ -237,6 +237,11 @@ def _budget_denial(
     )
 
 
+def queued_denial(budget: Budget, balance: BalanceState) -> Denial:
+    """Return the denial of a call that others have to be served before."""
+    return _budget_denial(budget, balance, 0, readable=False, held=True)
+
+
 def binds(budget: Budget) -> bool:
     """Whether a budget can deny: HARD, and not a shadow (S3)."""
     return budget.enforcement is Enforcement.HARD and not budget.shadow

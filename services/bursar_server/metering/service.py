@@ -123,4 +123,5 @@ class MeteringService:
 
 def _tidy(connection: LaneConnection, runner: BatchRunner) -> None:
     store.purge_rate_windows(connection)
+    store.purge_waits(connection)
     runner.forget_partitions()

@@ -19,6 +19,7 @@ from bursar_server.budgets.model import (
     ScopeKind,
 )
 from bursar_server.kit.periods import PeriodKind
+from bursar_server.metering.waits import WaitKey
 from bursar_server.pricing.model import Price, PriceSource, PriceTier
 
 Row = tuple[Any, ...]
@@ -36,6 +37,15 @@ SELECT r.tenant_id, r.user_id, r.window_start, r.requests
 FROM unnest(%s::uuid[], %s::uuid[], %s::timestamptz[]) AS k(t, u, w)
     JOIN rate_windows r ON r.tenant_id = k.t AND r.user_id = k.u AND r.window_start = k.w
 ORDER BY r.tenant_id, r.user_id, r.window_start FOR UPDATE OF r"""
+READ_WAITS = """
+SELECT w.budget_id, w.wait_since, w.request_id
+FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, b) JOIN check_waits w ON w.tenant_id = k.t AND w.budget_id = k.b
+WHERE w.expire_time > clock_timestamp() ORDER BY w.budget_id, w.wait_since, w.request_id LIMIT 5000"""
+JOIN_WAITS = """
+INSERT INTO check_waits SELECT * FROM json_populate_recordset(NULL::check_waits, %s) ON CONFLICT DO NOTHING"""
+LEAVE_WAITS = """
+DELETE FROM check_waits w USING unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS k(t, b, r)
+WHERE w.tenant_id = k.t AND w.budget_id = k.b AND w.request_id = k.r"""
 UPDATE_RATES = """
 UPDATE rate_windows r SET requests = x.requests
 FROM json_populate_recordset(NULL::rate_windows, %s) AS x
@@ -60,6 +70,20 @@ def rate_rows(windows: Iterable[tuple[RateKey, int]]) -> str:
     return _json(
         {"tenant_id": key[0], "user_id": key[1], "window_start": key[2], "requests": requests}
         for key, requests in windows
+    )
+
+
+def wait_rows(waits: Iterable[tuple[WaitKey, tuple[datetime, datetime]]]) -> str:
+    """Return rows of `check_waits` as JSON."""
+    return _json(
+        {
+            "tenant_id": key[0],
+            "budget_id": key[1],
+            "request_id": key[2],
+            "wait_since": since,
+            "expire_time": expire,
+        }
+        for key, (since, expire) in waits
     )
 
 
@@ -270,6 +294,11 @@ def expired_holds(connection: Connection[Row], limit: int) -> list[tuple[UUID, U
 def purge_rate_windows(connection: Connection[Row]) -> None:
     """Delete the rate windows that are older than two minutes (F093)."""
     connection.execute("DELETE FROM rate_windows WHERE window_start < now() - interval '2 minutes'")
+
+
+def purge_waits(connection: Connection[Row]) -> None:
+    """Delete the waits that nobody ended: their process went away."""
+    connection.execute("DELETE FROM check_waits WHERE expire_time < now() - interval '1 minute'")
 
 
 def oldest_partition_name(connection: Connection[Row]) -> str | None:

@@ -151,6 +151,18 @@ odd_request_ids = Table(
     PrimaryKeyConstraint("tenant_id", "given_id"),
 )
 
+# Checks that wait for other calls' holds (S10): other processes queue behind them. Rows end by themselves.
+check_waits = Table(
+    "check_waits",
+    metadata,
+    required("tenant_id", Uuid),
+    required("budget_id", Uuid),
+    required("request_id", Uuid),
+    required("wait_since", Instant),
+    required("expire_time", Instant),
+    PrimaryKeyConstraint("tenant_id", "budget_id", "request_id"),
+)
+
 # Exact sums, written in the Deduct's transaction: a row for each combination used in a quarter-hour, or a UTC day.
 ROLLUP_COUNTERS = (
     "requests",
