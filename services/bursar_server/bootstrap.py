@@ -79,7 +79,7 @@ class Rooms:
 
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
-    """A control plane that answers."""
+    """A control plane that answers. `failed` is set when it cannot go on: its embedded database ended by itself."""
 
     listen: Address
     grpc_listen: Address
@@ -87,6 +87,7 @@ class ControlPlane:
     sidecar_token: str
     rooms: Rooms
     telemetry: Telemetry
+    failed: asyncio.Event
 
 
 def build_rooms(engine: Engine, clock: Clock, default_daily_budget_nanos: int | None = None) -> Rooms:
@@ -157,7 +158,8 @@ async def running_control_plane(config: Config, telemetry: Telemetry) -> AsyncIt
     """
     clock = SystemClock()
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(database_of(config, on_exit=_database_ended))
+        failed = asyncio.Event()
+        url = await stack.enter_async_context(database_of(config, on_exit=_failure(failed)))
         engine = build_engine(url)
         stack.push_async_callback(engine.dispose)
         rooms = build_rooms(engine, clock, config.default_daily_budget_nanos)
@@ -182,7 +184,7 @@ async def running_control_plane(config: Config, telemetry: Telemetry) -> AsyncIt
         for work in (metering.sweep(SWEEP_DELAY_S), _keep_partitions(rooms.unit_of_work, clock)):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         telemetry.start()
-        yield ControlPlane(http.address, grpc.address, url, sidecar_token, rooms, telemetry)
+        yield ControlPlane(http.address, grpc.address, url, sidecar_token, rooms, telemetry, failed)
 
 
 async def _first_rows(config: Config, rooms: Rooms, clock: Clock) -> None:
@@ -287,5 +289,12 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
         await task
 
 
-def _database_ended(status: int) -> None:
-    logger.error("the embedded database ended", extra={"status": status})
+def _failure(failed: asyncio.Event) -> Callable[[int], None]:
+    """Return what the embedded database calls, from another thread, when it ends without being asked to."""
+    loop = asyncio.get_running_loop()
+
+    def ended(status: int) -> None:
+        logger.critical("the embedded database ended; stopping", extra={"status": status})
+        loop.call_soon_threadsafe(failed.set)
+
+    return ended

@@ -84,6 +84,15 @@ def why_not_started(
     return str(error)
 
 
+async def _end_of(stop: asyncio.Event, failed: asyncio.Event) -> int:
+    """Wait until the process is told to stop, or cannot go on; return the exit code."""
+    waits = [asyncio.create_task(event.wait()) for event in (stop, failed)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in waits:
+        task.cancel()
+    return 1 if failed.is_set() else 0
+
+
 async def serve(config: Config, environ: Mapping[str, str], tell: Callable[[str], None]) -> int:
     """Run the control plane until SIGTERM or SIGINT, finishing what was accepted; return the exit code.
 
@@ -99,7 +108,7 @@ async def serve(config: Config, environ: Mapping[str, str], tell: Callable[[str]
             ready = True
             settle_memory()
             announce({"listen": str(plane.listen), "grpc_listen": str(plane.grpc_listen)})
-            await stop.wait()
+            return await _end_of(stop, plane.failed)
     except START_ERRORS as error:
         if ready:
             raise

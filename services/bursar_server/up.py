@@ -177,7 +177,7 @@ async def run_up(
             line = _line(config, plane, str(sidecar.ready["listen"]), fake)
             announce(line)
             tell(hints(line, config))
-            return await _until_the_end(stop, children, tell)
+            return await _until_the_end(stop, plane.failed, children, tell)
     except (*START_ERRORS, ChildError) as error:
         if ready:
             raise
@@ -198,16 +198,21 @@ def _line(config: Config, plane: ControlPlane, sidecar_listen: str, fake: str | 
     return line if fake is None else {**line, "fake_provider_listen": fake}
 
 
-async def _until_the_end(stop: asyncio.Event, children: list[Child], tell: Callable[[str], None]) -> int:
-    """Wait for a signal, or for a child that ends by itself: then nothing is restarted, and everything stops."""
+async def _until_the_end(
+    stop: asyncio.Event, failed: asyncio.Event, children: list[Child], tell: Callable[[str], None]
+) -> int:
+    """Wait for a signal, or for a part that ends by itself: then nothing is restarted, and everything stops."""
     stopping = asyncio.create_task(stop.wait())
+    failing = asyncio.create_task(failed.wait())
     ends = {asyncio.create_task(running.process.wait()): running for running in children}
-    done, rest = await asyncio.wait({stopping, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    done, rest = await asyncio.wait({stopping, failing, *ends}, return_when=asyncio.FIRST_COMPLETED)
     for task in rest:
         task.cancel()
     if stopping in done:
         tell("Stopping: what was accepted is finished first. Ctrl-C again ends it at once.")
         return 0
+    if failing in done:
+        tell("bursar: the embedded database ended; stopping")
     for task in done:
         if task in ends:
             tell(f"bursar: the {ends[task].name} ended with status {task.result()}; stopping")

@@ -119,3 +119,47 @@ async def test_a_batch_never_waits(ledger: Ledger) -> None:
     assert (await ledger.check(key)).denials[0].code == "BUDGET_HELD"
     assert time.monotonic() - started < 0.5
     await ledger.deduct(key, first.request_id)
+
+
+async def test_expected_holds_what_such_calls_usually_cost(ledger: Ledger) -> None:
+    """S11: without history the input and 1,024 outputs; then the 95th percentile of the key and model."""
+    key = ledger.key()
+    ledger.budget("TENANT", 1_000_000, admission="EXPECTED")
+    first = await ledger.check(key, max_output_tokens=32_000)
+    assert first.held_nanos == 10 + 2 * 1_024
+    await ledger.release(key, first.request_id)
+    for output_tokens in [*range(100, 119), 1_000]:
+        await ledger.deduct(key, (await ledger.check(key)).request_id, 0, output_tokens)
+    usual = await ledger.check(key, max_output_tokens=32_000)
+    assert usual.held_nanos == 2 * 118
+    small = await ledger.check(key, max_output_tokens=5)
+    assert small.held_nanos == 20
+    for check in (usual, small):
+        await ledger.release(key, check.request_id)
+
+
+async def test_expected_serves_a_small_prompt_on_a_small_budget(ledger: Ledger) -> None:
+    """S11: where no other hold is open, no more is held than what remains, whatever max_tokens says."""
+    key = ledger.key()
+    ledger.budget("TENANT", 500, admission="EXPECTED")
+    check = await ledger.check(key, max_output_tokens=32_000)
+    assert check.allowed
+    assert check.held_nanos == 500
+    await ledger.deduct(key, check.request_id)
+    assert (await ledger.check(key, max_output_tokens=32_000)).held_nanos == 400
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1])
+async def test_expected_lets_exactly_100_through(ledger: Ledger, seconds: float) -> None:
+    """S10, S11: under EXPECTED without max_tokens a budget worth 100 calls lets exactly 100 of 300 through."""
+    key = ledger.key()
+    ledger.budget("TENANT", 10_000, admission="EXPECTED", max_wait_ms=30_000)
+    gate = asyncio.Semaphore(64)
+
+    async def one() -> bool:
+        async with gate:
+            return await _call(ledger, key, seconds, max_output_tokens=None)
+
+    results = await asyncio.gather(*(one() for _ in range(300)))
+    assert sum(results) == 100
+    assert ledger.sql("SELECT spent_nanos, held_nanos FROM balances") == [(10_000, 0)]

@@ -84,8 +84,11 @@ FEATURE_EXTRAS: dict[str, set[str]] = {
         "context.py",
         "deducts.py",
         "directory.py",
+        "history.py",
         "lane.py",
         "observer.py",
+        "waits.py",
+        "writes.py",
     },
     # The rows of the batch's statements, and the translation of the catalogue's data, are long enough for their own files.
     "ledger": {"rows.py"},

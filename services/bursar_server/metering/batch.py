@@ -1,14 +1,12 @@
 """One transaction for whatever waits: lock and read in one round trip, evaluate, write and commit in another."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from bursar_server.audit.model import AuditHead
-from bursar_server.audit.rules import chain
 from bursar_server.budgets.model import Admission, Budget
 from bursar_server.db.connection import tenant_lock_key
 from bursar_server.db.lane import DatabaseError, LaneConnection
@@ -23,6 +21,7 @@ from bursar_server.metering.checks import evaluate_check
 from bursar_server.metering.context import BatchContext, Rates
 from bursar_server.metering.deducts import evaluate_deduct, evaluate_expiry, evaluate_release
 from bursar_server.metering.directory import Directory
+from bursar_server.metering.history import CostHistory
 from bursar_server.metering.model import (
     Answer,
     Call,
@@ -35,8 +34,11 @@ from bursar_server.metering.model import (
     Subject,
 )
 from bursar_server.metering.waits import Waits
+from bursar_server.metering.writes import write
 
 MAX_ROUNDS = 12
+# How many of a tenant's calls are read to begin with, to know what calls usually cost.
+RECENT_CALLS = 2_000
 MAX_KNOWN_BALANCES = 200_000
 # A Deduct's id may be a little ahead of the database's clock; what is further ahead has no partition for sure.
 FARTHEST_AHEAD = timedelta(days=1)
@@ -76,12 +78,18 @@ class BatchRunner:
     """Runs batches on one connection. Belongs to one lane; not shared between threads."""
 
     def __init__(
-        self, connection: LaneConnection, directory: Directory, policy: Policy, clock: Clock
+        self,
+        connection: LaneConnection,
+        directory: Directory,
+        history: CostHistory,
+        policy: Policy,
+        clock: Clock,
     ) -> None:
         self._connection = connection
         self._directory = directory
         self._policy = policy
         self._clock = clock
+        self._history = history
         self._known_balances: set[BalanceKey] = set()
         self._oldest_record: datetime | None = None
         self._database_time: tuple[datetime, float] | None = None
@@ -223,7 +231,13 @@ class BatchRunner:
             )
             self._connection.execute("BEGIN")
             raise
-        self._write(context)
+        write(self._connection, context)
+        self._history.add(
+            (tenant_id, record.attribution.api_key_id, record.model, record.cost.total_nanos)
+            for (tenant_id, _), records in context.books.records.items()
+            for record in records
+            if record.source is Source.DEDUCT and record.revision == 0 and record.items
+        )
         expired = [
             record
             for records in context.books.records.values()
@@ -301,8 +315,15 @@ class BatchRunner:
             Rates(dict(stored), frozenset(stored)),
             price_of,
             oldest,
+            self._usual_nanos,
             waits,
         )
+
+    def _usual_nanos(self, tenant_id: UUID, api_key_id: UUID | None, model: str) -> int | None:
+        """Return what such calls usually cost; a tenant's recent ones are read when it is first asked about."""
+        if not self._history.knows(tenant_id):
+            self._history.add(store.recent_costs(self._connection, tenant_id, RECENT_CALLS))
+        return self._history.expected_nanos(tenant_id, api_key_id, model)
 
     def _rate_keys(self, calls: Sequence[Call], needs: _Needs) -> list[store.RateKey]:
         window = rules.minute_of(self.database_now())
@@ -325,52 +346,6 @@ class BatchRunner:
                 continue
             if subject.tenant_version != known or subject.platform_version != platform:
                 raise StaleDirectoryError
-
-    def _write(self, context: BatchContext) -> None:
-        """Write what has changed and commit, in one round trip; two where audit events are chained."""
-        connection = self._connection
-        heads: Callable[[], list[tuple[UUID, int, str]]] | None = None
-        with connection.pipeline():
-            context.books.send_writes(connection.execute)
-            self._write_rates(context)
-            self._write_waits(context)
-            if context.audit:
-                tenants = sorted({tenant_id for tenant_id, _ in context.audit})
-                heads = connection.execute(store.LOCK_AUDIT_HEADS, (tenants,)).fetchall
-            else:
-                connection.execute("COMMIT")
-        if heads is None:
-            return
-        chained, last = [], []
-        for tenant_id, sequence, digest in heads():
-            events = [event for owner, event in context.audit if owner == tenant_id]
-            places, head = chain(tenant_id, AuditHead(sequence, digest), events)
-            chained += places
-            last.append((tenant_id, head))
-        with connection.pipeline():
-            connection.execute(store.INSERT_AUDIT_EVENTS, (store.audit_rows(chained),))
-            connection.execute(store.UPDATE_AUDIT_HEADS, (store.audit_head_rows(last),))
-            connection.execute("COMMIT")
-
-    def _write_rates(self, context: BatchContext) -> None:
-        rates = context.rates
-        changed = [(key, rates.requests[key]) for key in sorted(rates.changed)]
-        update = [item for item in changed if item[0] in rates.stored]
-        insert = [item for item in changed if item[0] not in rates.stored]
-        if update:
-            self._connection.execute(store.UPDATE_RATES, (store.rate_rows(update),))
-        if insert:
-            self._connection.execute(store.INSERT_RATES, (store.rate_rows(insert),))
-
-    def _write_waits(self, context: BatchContext) -> None:
-        waits = context.waits
-        if waits.joined:
-            self._connection.execute(store.JOIN_WAITS, (store.wait_rows(sorted(waits.joined.items())),))
-        if waits.left:
-            keys = sorted(waits.left)
-            self._connection.execute(
-                store.LEAVE_WAITS, tuple([key[part] for key in keys] for part in range(3))
-            )
 
 
 def _holding_budgets(calls: Sequence[Call], needs: _Needs) -> list[tuple[UUID, UUID]]:

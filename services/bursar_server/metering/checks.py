@@ -5,7 +5,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 from bursar_server.audit.model import AuditEvent
-from bursar_server.budgets.model import Budget, LeaseExpiry, ScopeKind
+from bursar_server.budgets.model import Admission, Budget, LeaseExpiry, ScopeKind
+from bursar_server.budgets.rules import readable
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.money import usd_text
 from bursar_server.ledger.model import Attribution, GrantState, Hold, Leg, Source
@@ -87,6 +88,15 @@ def _count_request(subject: Subject, context: BatchContext) -> Denial | None:
     return None
 
 
+def _usual_nanos(
+    call: CheckCall, subject: Subject, context: BatchContext, budgets: Sequence[Budget]
+) -> int | None:
+    """Return what such calls usually cost, where a budget asks for it (S11)."""
+    if all(budget.admission is not Admission.EXPECTED for budget in budgets):
+        return None
+    return context.usual_nanos(subject.tenant_id, subject.api_key_id, call.model)
+
+
 def _uncount_request(call: CheckCall, subject: Subject, context: BatchContext) -> None:
     """Take a request out of its user's minute: it will be asked again, and counts then."""
     key = (subject.tenant_id, subject.user_id, rules.minute_of(context.now))
@@ -100,11 +110,23 @@ def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAn
     keys = [context.balance_key(budget, context.now) for budget in budgets]
     context.books.require(keys, ((subject.tenant_id, grant_id) for grant_id in subject.grant_ids))
     price = context.price_of(subject.tenant_id, call.provider, call.model, "", context.now)
-    estimate = rules.estimate_of(price, context.policy, call.input_tokens_estimate, call.max_output_tokens)
+    estimate = rules.estimate_of(
+        price,
+        context.policy,
+        call.input_tokens_estimate,
+        call.max_output_tokens,
+        _usual_nanos(call, subject, context, budgets),
+    )
     grants = context.active_grants(subject, context.now)
     verdicts = [
         rules.verdict_of(
-            budget, context.books.balances[key], estimate, grants, readable=_readable(budget, subject)
+            budget,
+            context.books.balances[key],
+            estimate,
+            grants,
+            readable=readable(
+                budget, user_id=subject.user_id, api_key_id=subject.api_key_id, role=None, group_ids=()
+            ),
         )
         for budget, key in zip(budgets, keys, strict=True)
     ]
@@ -176,13 +198,6 @@ def _held(
 def _leave(call: CheckCall, context: BatchContext, budgets: Sequence[Budget]) -> None:
     if call.wait_since is not None:
         context.waits.leave([(budget.tenant_id, budget.budget_id, call.request_id) for budget in budgets])
-
-
-def _readable(budget: Budget, subject: Subject) -> bool:
-    """Whether a denial may show a budget's figures: the principal reads its own user and key budgets (S2)."""
-    if budget.scope.kind is ScopeKind.USER:
-        return budget.scope.user_id == subject.user_id
-    return budget.scope.kind is ScopeKind.KEY and budget.scope.api_key_id == subject.api_key_id
 
 
 def _hold(

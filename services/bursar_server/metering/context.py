@@ -40,6 +40,7 @@ class BatchContext:
     rates: Rates
     price_of: PriceOf
     oldest_record: datetime
+    usual_nanos: Callable[[UUID, UUID | None, str], int | None]
     waits: Waits = field(default_factory=Waits)
     periods: dict[BalanceKey, tuple[datetime, datetime]] = field(default_factory=dict)
     audit: list[tuple[UUID, AuditEvent]] = field(default_factory=list)

@@ -18,6 +18,7 @@ from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.metering.batch import BatchRunner, Outcome
 from bursar_server.metering.directory import Directory
+from bursar_server.metering.history import CostHistory
 from bursar_server.metering.model import Answer, Call, CheckCall, Policy, Waiting
 
 MAX_BATCH = 256
@@ -76,6 +77,7 @@ class Lane:
         self._on_batch = on_batch
         self._waiting: queue.SimpleQueue[Ticket | _Chore | None] = queue.SimpleQueue()
         self._directory = Directory()
+        self._history = CostHistory()
         self._connection: LaneConnection | None = None
         self._runner: BatchRunner | None = None
         self._stopping = False
@@ -279,7 +281,9 @@ class Lane:
     def _runner_now(self) -> BatchRunner:
         if self._runner is None:
             self._connection = self._connect()
-            self._runner = BatchRunner(self._connection, self._directory, self._policy, self._clock)
+            self._runner = BatchRunner(
+                self._connection, self._directory, self._history, self._policy, self._clock
+            )
         return self._runner
 
     def _drop_connection(self) -> None:

@@ -104,12 +104,16 @@ def rate_denial(limit: int, window_start: datetime) -> Denial:
 
 
 def estimate_of(
-    price: Price | None, policy: Policy, input_tokens: int, max_output_tokens: int | None
+    price: Price | None,
+    policy: Policy,
+    input_tokens: int,
+    max_output_tokens: int | None,
+    usual_nanos: int | None = None,
 ) -> Estimate:
     """Return what a call may consume and cost (S11).
 
-    The most is the input estimate and `max_output_tokens`, else the model's own maximum, else the policy's; what is
-    expected has at most 1,024 outputs, until there is a history of such calls.
+    The most is the input estimate and `max_output_tokens`, else the model's own maximum, else the policy's. What is
+    expected is what such calls usually cost, else the input estimate and at most 1,024 outputs; never above the most.
     """
     own_most = price.max_output_tokens if price else None
     most = max_output_tokens if max_output_tokens is not None else own_most
@@ -119,16 +123,11 @@ def estimate_of(
         most = min(most, own_most)
     expected = min(most, EXPECTED_OUTPUT_TOKENS)
     if price is not None:
+        most_nanos = pricing.upper_bound_nanos(price, input_tokens, most)
+        if usual_nanos is None:
+            usual_nanos = pricing.upper_bound_nanos(price, input_tokens, expected)
         return Estimate(
-            input_tokens,
-            most,
-            expected,
-            pricing.upper_bound_nanos(price, input_tokens, most),
-            min(
-                pricing.upper_bound_nanos(price, input_tokens, expected),
-                pricing.upper_bound_nanos(price, input_tokens, most),
-            ),
-            pricing.is_free(price),
+            input_tokens, most, expected, most_nanos, min(usual_nanos, most_nanos), pricing.is_free(price)
         )
     return Estimate(input_tokens, most, expected, None, None, False)
 

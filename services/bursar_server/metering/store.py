@@ -245,6 +245,18 @@ def prices_of(connection: Connection[Row], tenant_id: UUID) -> list[Price]:
     ]  # fmt: skip
 
 
+def recent_costs(
+    connection: Connection[Row], tenant_id: UUID, limit: int
+) -> list[tuple[UUID, UUID | None, str, int]]:
+    """Return (tenant, key, model, nanos) of a tenant's latest calls, in the order they were made."""
+    rows = connection.execute(
+        "SELECT tenant_id, api_key_id, model, cost_nanos FROM usage_records WHERE tenant_id = %s AND source = 'DEDUCT'"
+        " AND revision = 0 ORDER BY request_id DESC LIMIT %s",
+        (tenant_id, limit),
+    ).fetchall()
+    return rows[::-1]
+
+
 def tenants_of_calls(connection: Connection[Row], request_ids: Sequence[UUID]) -> dict[UUID, UUID]:
     """Return the tenants of open calls, where a request names nothing but the call."""
     rows = connection.execute(
