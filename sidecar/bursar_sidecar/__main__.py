@@ -1,0 +1,5 @@
+"""`python -m bursar_sidecar` is `bursar-sidecar`."""
+
+from bursar_sidecar.cli import main
+
+main()

@@ -1,0 +1,322 @@
+"""One forwarded call: from the provider's first byte to the app's last, with the Deduct before it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from bursar.v1.metering_service_pb2 import DeductResponse
+from bursar_sidecar import denial
+from bursar_sidecar import headers as header
+from bursar_sidecar.clock import Clock
+from bursar_sidecar.decoding import Decoder, DecodingError, decoder_for
+from bursar_sidecar.gate import Gate, OpenCall
+from bursar_sidecar.money import usd_text
+from bursar_sidecar.outbox import OutboxWriteError
+from bursar_sidecar.providers.base import ApiCall, Dialect, Outcome, Problem, Reader
+from bursar_sidecar.telemetry import Counts
+from bursar_sidecar.watch import Limits, Stop, Watch
+
+_EVENT_STREAM = "text/event-stream"
+#: aiohttp sends a larger body in pieces only if it is given a file.
+_WHOLE_BODY_MAX_BYTES = 1 << 20
+#: A larger one is let go once it has been sent.
+_KEPT_BODY_MAX_BYTES = 64 << 10
+#: How long after the terminal marker of a stream its end is waited for.
+_END_WAIT_S = 2.0
+# What never reached the provider. Anything else may have.
+_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every exchange of one sidecar has in common; `proxies` are by the origin that is reached through them."""
+
+    session: aiohttp.ClientSession
+    gate: Gate
+    clock: Clock
+    counts: Counts
+    logger: logging.Logger
+    limits: Limits
+    proxies: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Forward:
+    """A request as it goes to the provider, and what is known of it. `comment`: a stream's app wants to read its cost."""
+
+    upstream: str
+    dialect: Dialect
+    method: str
+    origin: str
+    url: str
+    headers: CIMultiDict[str]
+    asked: ApiCall
+    comment: bool
+
+
+def refusal(dialect: Dialect, problem: Problem, request_id: str, stream: bool = False) -> web.Response:
+    """Return the sidecar's own answer in the words of the API that was called."""
+    status, headers, body = denial.answer(dialect, problem, stream)
+    headers[header.REQUEST_ID] = request_id
+    return web.Response(status=status, headers=headers, body=body)
+
+
+class Exchange:
+    """Forwards one open call and answers the app; whatever happens, the call is closed or released at its end."""
+
+    __slots__ = (
+        "_call",
+        "_decoder",
+        "_forward",
+        "_reader",
+        "_request",
+        "_response",
+        "_terms",
+        "_upstream",
+        "watch",
+    )
+
+    def __init__(self, terms: Terms, request: web.BaseRequest, forward: Forward, call: OpenCall) -> None:
+        self._terms = terms
+        self._request = request
+        self._forward = forward
+        self._call = call
+        self._reader: Reader | None = None
+        self._decoder: Decoder | None = None
+        self._response: web.StreamResponse | None = None
+        self._upstream: aiohttp.ClientResponse | None = None
+        self.watch = Watch(request, terms.limits, terms.clock, terms.counts)
+
+    async def run(self) -> web.StreamResponse:
+        """Forward the call and return the app's answer, sent as far as it could be."""
+        gate, call = self._terms.gate, self._call
+        if self.watch.app_left:
+            gate.release(call)  # it went away while the Check was out: nothing need be spent
+            self.watch.went_away()
+            return web.Response()
+        try:
+            gate.sent(call)
+        except OutboxWriteError:
+            return self._refuse(denial.control_plane_unavailable())
+        try:
+            problem = await self._send()
+            return self._refuse(problem) if problem is not None else await self._answer()
+        finally:
+            if not call.closed:  # the sidecar is stopping, or a defect: charge what is known
+                gate.settle(call, self._read_so_far().metered(Outcome.PARTIAL))
+            if self._upstream is not None and not self._upstream.content.at_eof():
+                self._upstream.close()
+
+    # -- to the provider -----------------------------------------------------------------------------
+
+    async def _send(self) -> Problem | None:
+        """Send the request and wait for the answer's head; return what the app is told where there is none."""
+        forward, terms = self._forward, self._terms
+        body = forward.asked.body
+        data: object = io.BytesIO(body) if len(body) > _WHOLE_BODY_MAX_BYTES else body or None
+        terms.counts.calls[forward.upstream] += 1
+        self.watch.begin()
+        try:
+            self._upstream = await terms.session.request(
+                forward.method,
+                URL(forward.url, encoded=True),
+                headers=forward.headers,
+                data=data,
+                allow_redirects=False,
+                proxy=terms.proxies.get(forward.origin),
+            )
+        except asyncio.CancelledError:
+            if not self.watch.interrupted():
+                raise
+            return await self._unanswered()
+        except _NOT_SENT as error:
+            self.watch.end()
+            terms.gate.release(self._call)
+            late = isinstance(error, aiohttp.ConnectionTimeoutError)
+            self._note("connect_timeout" if late else "connect", error)
+            return (denial.upstream_timeout if late else denial.upstream_unreachable)(forward.upstream)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            self.watch.end()
+            self._note("no_answer", error)
+            # The connection ended without a word: a call that failed without usage (S17).
+            reader = forward.dialect.reader(forward.asked, 502, "application/json")
+            await terms.gate.close_call(self._call, reader.metered(Outcome.FAILED))
+            return denial.upstream_unreachable(forward.upstream)
+        self.watch.progress()
+        if len(body) > _KEPT_BODY_MAX_BYTES:
+            forward.asked = dataclasses.replace(forward.asked, body=b"")  # streams can last, and be many
+        return None
+
+    async def _unanswered(self) -> Problem:
+        """Close a call that was cut short before the provider answered: it may be billed, so its input is charged."""
+        gone = self.watch.stop is Stop.GONE
+        if not gone:
+            self._note("answer_timeout", None)
+        metered = self._read_so_far().metered(Outcome.CANCELLED if gone else Outcome.PARTIAL)
+        await self._terms.gate.close_call(self._call, metered)
+        return denial.upstream_timeout(self._forward.upstream)
+
+    # -- back to the app -----------------------------------------------------------------------------
+
+    async def _answer(self) -> web.StreamResponse:
+        """Pass the answer on, charge it, and only then let its end go."""
+        upstream = self._upstream
+        assert upstream is not None  # noqa: S101  (there is one when `_send` returns no problem)
+        content_type = upstream.headers.get(header.CONTENT_TYPE, "")
+        self._reader = reader = self._forward.dialect.reader(
+            self._forward.asked, upstream.status, content_type
+        )
+        streams = content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
+        whole = await self._relay(upstream, reader, streams)
+        self.watch.end()
+        gone = self.watch.gone
+        metered = reader.metered(Outcome.CANCELLED if gone else None)
+        charged = await self._terms.gate.close_call(self._call, metered)
+        if gone:
+            return self._response or web.Response()
+        if whole or (streams and reader.complete):
+            return await self._finish(reader, charged, streams)
+        return self._broken_off()
+
+    async def _relay(self, upstream: aiohttp.ClientResponse, reader: Reader, streams: bool) -> bool:
+        """Pass on what comes until the end; return whether the end came."""
+        content, watch = upstream.content, self.watch
+        try:
+            coding = upstream.headers.get(header.CONTENT_ENCODING)
+            if coding:
+                self._decoder = decoder_for(coding)
+            if streams:
+                await self._begin()
+            while chunk := await content.readany():
+                watch.progress()
+                if watch.gone and not watch.read_on(len(chunk)):
+                    return False
+                if self._decoder is None:
+                    passed = reader.feed(chunk)
+                    if passed:
+                        await self._pass(passed)
+                else:
+                    for piece in self._decoder.feed(chunk):
+                        await self._pass(reader.feed(piece))
+                if streams and reader.complete:
+                    watch.progress(_END_WAIT_S)
+                if content.at_eof():
+                    break
+            await self._pass(reader.end())
+        except asyncio.CancelledError:
+            if not watch.interrupted():
+                raise
+            if watch.stop is Stop.LATE and not (streams and reader.complete):
+                self._note("idle_timeout", None)
+            return False
+        except (aiohttp.ClientError, OSError, DecodingError) as error:
+            self._note("broken_off", error)
+            return False
+        return True
+
+    async def _pass(self, data: bytes) -> None:
+        """Write to the app, unless it has gone."""
+        watch = self.watch
+        if not data or watch.gone:
+            return
+        watch.writing = True
+        try:
+            if self._response is None:
+                await self._begin()
+            if self._response is not None:
+                await self._response.write(data)
+        except ConnectionResetError:
+            watch.went_away()
+        watch.writing = False
+
+    async def _begin(self) -> None:
+        """Send the head of an answer whose body follows in pieces."""
+        upstream = self._upstream
+        assert upstream is not None  # noqa: S101
+        same_length = self._decoder is None and not self._forward.asked.usage_inserted
+        self._response = web.StreamResponse(
+            status=upstream.status, reason=upstream.reason, headers=self._head(keep_length=same_length)
+        )
+        try:
+            await self._response.prepare(self._request)
+        except ConnectionResetError:
+            self.watch.went_away()
+
+    async def _finish(
+        self, reader: Reader, charged: DeductResponse | None, streams: bool
+    ) -> web.StreamResponse:
+        """Send the end of the answer; the call is charged."""
+        held, response, upstream = reader.held, self._response, self._upstream
+        if response is not None:
+            if charged is not None and self._forward.comment and streams and reader.complete:
+                held = _comment(charged) + held
+            await self._pass(held)
+            return response
+        assert upstream is not None  # noqa: S101
+        if self._request.method == "HEAD" or upstream.status in (204, 304):
+            headers = self._head(keep_length=True)
+            return web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+        headers = self._head(keep_length=False)
+        if charged is not None:
+            headers[header.COST_USD] = usd_text(charged.cost_nanos)
+            if charged.HasField("remaining_nanos"):
+                headers[header.REMAINING_USD] = usd_text(charged.remaining_nanos)
+        return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=held)
+
+    def _broken_off(self) -> web.StreamResponse:
+        """Let the app see that the answer broke off: an error where nothing was sent yet, else a cut connection."""
+        if self._response is None:
+            late = self.watch.stop is Stop.LATE
+            problem = denial.upstream_timeout if late else denial.upstream_unreachable
+            return self._refuse(problem(self._forward.upstream))
+        if self._request.transport is not None:
+            self._request.transport.abort()
+        return self._response
+
+    # -- small parts ---------------------------------------------------------------------------------
+
+    def _head(self, *, keep_length: bool) -> CIMultiDict[str]:
+        assert self._upstream is not None  # noqa: S101
+        return header.app_headers(
+            self._upstream.headers,
+            self._call.request_id,
+            keep_length=keep_length,
+            decoded=self._decoder is not None,
+        )
+
+    def _read_so_far(self) -> Reader:
+        """Return the answer's reader, or one that has seen nothing."""
+        return self._reader or self._forward.dialect.reader(self._forward.asked, 200, "application/json")
+
+    def _refuse(self, problem: Problem) -> web.Response:
+        self._terms.counts.refused[problem.code] += 1
+        return refusal(self._forward.dialect, problem, self._call.request_id, self._forward.asked.stream)
+
+    def _note(self, kind: str, error: BaseException | None) -> None:
+        """Count and log what went wrong with the provider; of the error its type only, the rest may quote the request."""
+        self._terms.counts.upstream_errors[kind] += 1
+        fields = {
+            "upstream": self._forward.upstream,
+            "kind": kind,
+            "error": type(error).__name__ if error is not None else "",
+            "request_id": self._call.request_id,
+        }
+        self._terms.logger.info("a provider failed", extra={"fields": fields})
+
+
+def _comment(charged: DeductResponse) -> bytes:
+    """Return the block that tells a stream's reader what it cost, to be passed over by any that does not look."""
+    text = f": bursar cost_usd={usd_text(charged.cost_nanos)}"
+    if charged.HasField("remaining_nanos"):
+        text += f" remaining_usd={usd_text(charged.remaining_nanos)}"
+    return f"{text}\n\n".encode()

@@ -1,0 +1,368 @@
+"""Check before a call, Deduct after it: the gate through which every call goes, and the journal of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from bursar.v1.errors_pb2 import ERROR_REASON_REQUEST_ID_MISPLACED
+from bursar.v1.metering_pb2 import DECISION_ALLOW, ItemError
+from bursar.v1.metering_service_pb2 import BatchCheckResult, CheckResponse, DeductResponse
+from bursar_sidecar import denial
+from bursar_sidecar.batcher import Batcher
+from bursar_sidecar.clock import Clock
+from bursar_sidecar.control_plane import (
+    ControlPlane,
+    RequestRefusedError,
+    TokenRefusedError,
+    UnreachableError,
+)
+from bursar_sidecar.ids import RequestIds, packed
+from bursar_sidecar.messages import Ask, check_payload, deduct_payload, unheard
+from bursar_sidecar.outbox import Outbox, OutboxWriteError
+from bursar_sidecar.providers.base import Metered, Problem
+from bursar_sidecar.replay import Replayer
+from bursar_sidecar.settings import OnUnreachable
+from bursar_sidecar.telemetry import Counts
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INVALID_ARGUMENT = 3
+_PERMISSION_DENIED = 7
+#: The request header that a field of the Check came from.
+_HEADER_OF_FIELD = {"tags": "x-bursar-tags", "session_id": "x-bursar-session", "user_id": "x-bursar-user"}
+_RENEW_MAX_IDS = 1000
+_RENEW_EVERY_S = 20.0
+_RENEW_AT_LEAST_S = 0.2
+#: With nothing else to ask, the control plane is asked this often whether it is there.
+_PING_AFTER_S = 5.0
+_PING_EVERY_S = 1.0
+
+
+class OpenCall:
+    """One call that was let through, until it is settled or released.
+
+    `held` says that a hold stands for it; none does where nobody could be asked (policy OPEN).
+    """
+
+    __slots__ = ("ask", "closed", "held", "opened_at", "raw_id", "request_id", "start_ns")
+
+    def __init__(self, request_id: str, ask: Ask, opened_at: float) -> None:
+        self.request_id = request_id
+        self.raw_id = packed(request_id)
+        self.ask = ask
+        self.opened_at = opened_at
+        self.held = False
+        self.closed = False
+        self.start_ns = 0
+
+
+class Gate:
+    """Opens and closes calls; never loses one that was sent, never keeps the hold of one that was not (S17, S18)."""
+
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        outbox: Outbox,
+        replayer: Replayer,
+        ids: RequestIds,
+        clock: Clock,
+        counts: Counts,
+        logger: logging.Logger,
+        *,
+        on_unreachable: OnUnreachable,
+        open_calls_max: int,
+        deduct_wait_s: float,
+    ) -> None:
+        self._control_plane = control_plane
+        self._outbox = outbox
+        self._replayer = replayer
+        self._ids = ids
+        self._clock = clock
+        self._counts = counts
+        self._logger = logger
+        self._open_policy = on_unreachable is OnUnreachable.OPEN
+        self._open_calls_max = open_calls_max
+        self._deduct_wait_s = deduct_wait_s
+        self._open: dict[bytes, OpenCall] = {}
+        self._checks = Batcher[tuple[OpenCall, bytes], BatchCheckResult](self._send_checks, lanes=2)
+        self._deducts = Batcher[tuple[bytes, bytes], DeductResponse | None](
+            self._send_deducts, lanes=2, overdue=self._sync_soon
+        )
+        self._waiting: dict[asyncio.Future[DeductResponse | None], float] = {}
+        self._syncs: set[asyncio.Task[None]] = set()
+        self._renew_every_s = _RENEW_EVERY_S
+        self._renew_at = 0.0
+        self._ping_at = 0.0
+        self._closed = asyncio.Event()
+        self.stopping = False
+
+    @property
+    def open_calls(self) -> int:
+        """How many calls are open now."""
+        return len(self._open)
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    async def open_call(self, ask: Ask, request_id: str) -> OpenCall | Problem:
+        """Ask whether a call may be made; return it, open, or what the app is told.
+
+        An id whose time the control plane does not accept is replaced once, with the clock corrected (S16); the
+        returned call has the id that counts.
+        """
+        if self.stopping:
+            return denial.shutting_down()
+        if self._outbox.full or len(self._open) >= self._open_calls_max:
+            return denial.control_plane_unavailable()
+        call = self._begun(request_id, ask)
+        result = await self._checked(call)
+        if isinstance(result, ItemError) and result.reason == ERROR_REASON_REQUEST_ID_MISPLACED:
+            self._forget(call)
+            self._ids.correct(result.server_time.ToNanoseconds())
+            self._counts.ids_corrected += 1
+            call = self._begun(self._ids.new(), ask)
+            result = await self._checked(call)
+        if isinstance(result, CheckResponse):
+            return self._decided(call, result)
+        if isinstance(result, ItemError):
+            return self._failed(call, result)
+        return result
+
+    def _begun(self, request_id: str, ask: Ask) -> OpenCall:
+        call = OpenCall(request_id, ask, self._clock.monotonic())
+        self._open[call.raw_id] = call
+        return call
+
+    def _forget(self, call: OpenCall) -> None:
+        """Drop a call that leaves nothing behind."""
+        self._close(call)
+        self._outbox.done(call.raw_id)
+
+    async def _checked(self, call: OpenCall) -> CheckResponse | ItemError | Problem | OpenCall:
+        try:
+            payload = check_payload(call.request_id, call.ask)
+        except ValueError:  # what cannot be said in UTF-8
+            self._forget(call)
+            return denial.invalid_request("the model, a tag or the session is not sound text")
+        try:
+            result = await self._checks.ask((call, payload))
+        except UnreachableError as error:
+            return self._unasked(call, seen=error.seen)
+        except (TokenRefusedError, RequestRefusedError, OutboxWriteError):
+            self._forget(call)
+            return denial.control_plane_unavailable()
+        except (
+            BaseException
+        ):  # the sidecar stops, or has a defect: a Check that was asked may have left a hold
+            self.release(call)
+            raise
+        return result.check if result.HasField("check") else result.error
+
+    async def _send_checks(self, items: Sequence[tuple[OpenCall, bytes]]) -> Sequence[BatchCheckResult]:
+        self._outbox.opened(
+            [call.raw_id for call, _ in items], [bytes.fromhex(call.ask.key_sha256) for call, _ in items]
+        )
+        return await self._control_plane.check([payload for _, payload in items])
+
+    def _decided(self, call: OpenCall, response: CheckResponse) -> OpenCall | Problem:
+        if response.decision != DECISION_ALLOW:
+            self._forget(call)
+            return denial.denied(response.denials, self._now())
+        if response.HasField("hold_expire_time"):
+            self._learn_lease(response.hold_expire_time.ToNanoseconds())
+        call.held = True
+        return call
+
+    def _failed(self, call: OpenCall, error: ItemError) -> OpenCall | Problem:
+        """Return what becomes of a call whose Check could not be decided."""
+        if error.code == _INVALID_ARGUMENT:
+            self._forget(call)
+            header = _HEADER_OF_FIELD.get(error.field.partition(".")[0].partition("[")[0], error.field)
+            return denial.invalid_request(f"{header}: {error.message}" if header else error.message)
+        if error.code == _PERMISSION_DENIED:
+            self._forget(call)
+            return denial.forbidden("PERMISSION_DENIED", error.message)
+        return self._unasked(call, seen=True)
+
+    def _unasked(self, call: OpenCall, *, seen: bool) -> OpenCall | Problem:
+        """Apply the policy for a call that nobody could be asked about."""
+        if self._open_policy:
+            self._counts.degraded += 1
+            return call
+        if seen:
+            self.release(call)
+        else:
+            self._forget(call)
+        return denial.control_plane_unavailable()
+
+    # -- in between ----------------------------------------------------------------------------------
+
+    def sent(self, call: OpenCall) -> None:
+        """Note that the call is about to be forwarded. Raises OutboxWriteError: then it must not be, and is released."""
+        call.start_ns = self._ids.now_ns()
+        settle = b""
+        if not call.held:
+            settle = deduct_payload(
+                call.request_id, call.ask, unheard(call.ask), call.start_ns, call.start_ns
+            )
+        try:
+            self._outbox.sent(call.raw_id, settle)
+        except OutboxWriteError:
+            self.release(call)
+            raise
+
+    def release(self, call: OpenCall) -> None:
+        """Give back the hold of a call that was not sent; returns at once, the outbox sees to it."""
+        if call.closed:
+            return
+        self._close(call)
+        self._outbox.release(call.raw_id, bytes.fromhex(call.ask.key_sha256))
+        self._replayer.add((call.raw_id,))
+
+    # -- closing -------------------------------------------------------------------------------------
+
+    async def close_call(self, call: OpenCall, metered: Metered) -> DeductResponse | None:
+        """Charge a call and return what it cost, committed; None where that takes too long or cannot be said.
+
+        When it returns, the charge is committed or on the sidecar's disk. A cancelled caller changes nothing: the
+        Deduct goes its way.
+        """
+        future = self.settle(call, metered)
+        if future is None:
+            return None
+        self._waiting[future] = self._clock.monotonic() + self._deduct_wait_s
+        try:
+            response = await future
+        finally:
+            self._waiting.pop(future, None)
+        if response is None:
+            self._counts.deducts_late += 1
+            await self._sync()
+        return response
+
+    def settle(self, call: OpenCall, metered: Metered) -> asyncio.Future[DeductResponse | None] | None:
+        """Charge a call without waiting for it; the future's result is as `close_call`'s. None if it is closed already."""
+        if call.closed:
+            return None
+        payload = deduct_payload(call.request_id, call.ask, metered, call.start_ns, self._ids.now_ns())
+        self._close(call)
+        self._counts.outcomes[metered.outcome.value] += 1
+        if metered.estimated:
+            self._counts.estimated += 1
+        return self._deducts.submit((call.raw_id, payload))
+
+    def _close(self, call: OpenCall) -> None:
+        call.closed = True
+        self._open.pop(call.raw_id, None)
+        if self.stopping and not self._open:
+            self._closed.set()
+
+    async def _send_deducts(self, items: Sequence[tuple[bytes, bytes]]) -> Sequence[DeductResponse | None]:
+        self._outbox.deducts(items)
+        if self._replayer.stuck:
+            self._replayer.add(raw_id for raw_id, _ in items)
+            return [None] * len(items)
+        try:
+            results = await self._control_plane.deduct([payload for _, payload in items])
+        except Exception as error:
+            if not isinstance(error, UnreachableError | TokenRefusedError | RequestRefusedError):
+                self._logger.exception("a defect of the sidecar")
+            self._replayer.add(raw_id for raw_id, _ in items)
+            return [None] * len(items)
+        responses: list[DeductResponse | None] = []
+        for (raw_id, _), result in zip(items, results, strict=True):
+            committed = result.HasField("deduct")
+            if committed:
+                self._outbox.done(raw_id)
+                self._counts.deducts += 1
+            elif not self._replayer.settled(raw_id, result.error):
+                self._replayer.add((raw_id,))
+            responses.append(result.deduct if committed else None)
+        return responses
+
+    # -- durability ----------------------------------------------------------------------------------
+
+    async def _sync(self) -> None:
+        try:
+            await self._outbox.sync()
+        except OSError:
+            self._logger.exception("the outbox cannot be synced")
+
+    def _sync_soon(self) -> None:
+        """Make a Deduct that is not answered at once survive the machine too."""
+        task = asyncio.ensure_future(self._sync())
+        self._syncs.add(task)
+        task.add_done_callback(self._syncs.discard)
+
+    # -- now and then --------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Let answers go whose Deduct has taken too long; called a few times a second."""
+        now = self._clock.monotonic()
+        for future, deadline in list(self._waiting.items()):
+            if deadline > now:
+                break  # they wait in the order in which they came
+            if not future.done():
+                future.set_result(None)
+
+    async def keep_up(self) -> None:
+        """Renew the holds of open calls when it is time, and learn whether the control plane is there."""
+        now = self._clock.monotonic()
+        if now >= self._renew_at:
+            self._renew_at = now + self._renew_every_s
+            await self._renew(now)
+        silent = self._control_plane.idle_s > _PING_AFTER_S or self._control_plane.failing
+        if silent and now >= self._ping_at:
+            self._ping_at = now + _PING_EVERY_S
+            with contextlib.suppress(UnreachableError, TokenRefusedError, RequestRefusedError):
+                await self._control_plane.renew(())
+
+    async def _renew(self, now: float) -> None:
+        """Renew every hold that is not fresh; one that cannot be renewed now is tried again soon."""
+        due = [
+            call.request_id
+            for call in self._open.values()
+            if call.held and now - call.opened_at > self._renew_every_s / 2
+        ]
+        for start in range(0, len(due), _RENEW_MAX_IDS):
+            ids = due[start : start + _RENEW_MAX_IDS]
+            try:
+                response = await self._control_plane.renew(ids)
+            except (UnreachableError, TokenRefusedError, RequestRefusedError):
+                self._renew_at = now + min(1.0, self._renew_every_s)
+                return
+            missing = len(response.missing_request_ids)
+            self._counts.renewals += len(ids) - missing
+            self._counts.holds_missing += missing
+
+    @property
+    def keep_up_every_s(self) -> float:
+        """How often `keep_up` wants to be called, in seconds."""
+        return min(0.25, self._renew_every_s / 2)
+
+    def renew_now(self) -> None:
+        """Renew with the next turn: the control plane was away, and leases have gone on running."""
+        self._renew_at = 0.0
+
+    def _learn_lease(self, expire_ns: int) -> None:
+        """Renew every third of the lease that holds have, and often enough if the clocks disagree about it."""
+        lease_s = (expire_ns - self._ids.now_ns()) / 1e9
+        self._renew_every_s = min(max(lease_s / 3, _RENEW_AT_LEAST_S), _RENEW_EVERY_S)
+        self._renew_at = min(self._renew_at, self._clock.monotonic() + self._renew_every_s)
+
+    def _now(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self._ids.now_ns() // 1000)
+
+    async def all_closed(self) -> None:
+        """Return when no call is open."""
+        while self._open:
+            self._closed.clear()
+            await self._closed.wait()
+
+    async def drained(self) -> None:
+        """Return when every Deduct is committed or in the outbox."""
+        await self._deducts.drained()
+        await self._replayer.drained()
+        await self._sync()

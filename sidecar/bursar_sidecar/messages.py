@@ -1,0 +1,100 @@
+"""Turns calls into the contract's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from bursar.v1 import metering_pb2
+from bursar.v1.metering_service_pb2 import CheckRequest, DeductRequest
+from bursar_sidecar.money import usd_of_text
+from bursar_sidecar.providers.base import Metered, Outcome, Usage, UsageItem
+
+_OUTCOMES = {outcome: getattr(metering_pb2, f"OUTCOME_{outcome.value}") for outcome in Outcome}
+_USAGE_FIELDS = tuple(Usage.__slots__)
+#: The contract's bound on the items of one Deduct.
+_ITEMS_MAX = 16
+_NAME_MAX_CHARACTERS = 200
+#: What a call is taken to generate where nothing more is heard of it (S11: without any history).
+_UNKNOWN_OUTPUT_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Who wants to call what: what a Check asks and a Deduct repeats.
+
+    `provider` is its name in prices, `user_id` names the user that the key acts for, if it may.
+    """
+
+    key_sha256: str
+    provider: str
+    model: str = ""
+    input_tokens_estimate: int = 0
+    max_output_tokens: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    session_id: str = ""
+    user_id: str = ""
+
+
+def check_payload(request_id: str, ask: Ask) -> bytes:
+    """Return the Check in wire format. Raises ValueError where a text cannot be sent (lone surrogates)."""
+    return CheckRequest(
+        request_id=request_id,
+        api_key_sha256=ask.key_sha256,
+        user_id=ask.user_id,
+        provider=ask.provider,
+        model=ask.model,
+        input_tokens_estimate=ask.input_tokens_estimate,
+        max_output_tokens=ask.max_output_tokens,
+        tags=ask.tags,
+        session_id=ask.session_id,
+    ).SerializeToString()
+
+
+def deduct_payload(request_id: str, ask: Ask, metered: Metered, start_ns: int, end_ns: int) -> bytes:
+    """Return the Deduct in wire format; instants in nanoseconds since 1970."""
+    request = DeductRequest(
+        request_id=request_id,
+        provider=ask.provider,
+        outcome=_OUTCOMES[metered.outcome],
+        estimated=metered.estimated,
+        provider_cost_usd=usd_of_text(metered.provider_cost_usd),
+        api_key_sha256=ask.key_sha256,
+        user_id=ask.user_id,
+        tags=ask.tags,
+        session_id=ask.session_id,
+    )
+    _set_instant(request.start_time, start_ns)
+    _set_instant(request.end_time, max(end_ns, start_ns))
+    for item in metered.items[:_ITEMS_MAX]:
+        added = request.items.add(model=_name(item.model), service_tier=_name(item.service_tier))
+        usage = added.usage
+        for name in _USAGE_FIELDS:
+            value = getattr(item.usage, name)
+            if value:
+                setattr(usage, name, value)
+    return request.SerializeToString()
+
+
+def _set_instant(field_of_message: Timestamp, instant_ns: int) -> None:
+    seconds, rest = divmod(instant_ns // 1000, 1_000_000)
+    field_of_message.seconds = seconds
+    field_of_message.nanos = rest * 1000
+
+
+def unheard(ask: Ask) -> Metered:
+    """Return what a call is charged of which nothing was heard after it was sent, and for which no hold stands."""
+    limit = ask.max_output_tokens
+    output = _UNKNOWN_OUTPUT_TOKENS if limit is None else min(limit, _UNKNOWN_OUTPUT_TOKENS)
+    usage = Usage(input_tokens=ask.input_tokens_estimate, output_tokens=output, requests=1)
+    return Metered((UsageItem(ask.model, "", usage),), True, None, Outcome.PARTIAL)
+
+
+def _name(text: str) -> str:
+    """Return a provider's word as it can be sent and stored: no control characters, no lone surrogates, not endless."""
+    if text.isascii() and text.isprintable() and len(text) <= _NAME_MAX_CHARACTERS:
+        return text
+    sound = text.encode("utf-8", "replace").decode()[:_NAME_MAX_CHARACTERS]
+    return "".join(character for character in sound if character.isprintable())
