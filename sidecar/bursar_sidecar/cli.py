@@ -18,6 +18,8 @@ from bursar_sidecar.config import Config, ConfigError, load
 from bursar_sidecar.settings import SETTINGS
 
 _GC_THRESHOLD = 50_000
+#: Signals that come with the first are part of it: when a parent dies, the kernel sends one for each of its threads.
+_ONE_SIGNAL_S = 1.0
 
 _TEACHES = """Stand next to an app as a reverse proxy to its LLM providers, and keep it within its budgets.
 
@@ -82,8 +84,9 @@ async def _serve(config: Config) -> int:
     logger = start_logging(config.log_level)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    heed = _stop_or_quit(stop, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop_or_quit, stop)
+        loop.add_signal_handler(number, heed)
     try:
         sidecar = Sidecar(config, logger)
         listen = await sidecar.start()
@@ -100,11 +103,17 @@ async def _serve(config: Config) -> int:
     return 0
 
 
-def _stop_or_quit(stop: asyncio.Event) -> None:
-    """Stop at the first signal; at the second leave at once, which loses nothing that is in the outbox."""
-    if stop.is_set():
-        os._exit(130)
-    stop.set()
+def _stop_or_quit(stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    """Return what stops at the first signal, and at a later one leaves at once: what is in the outbox is safe."""
+    first_s: list[float] = []
+
+    def heed() -> None:
+        if first_s and loop.time() - first_s[0] > _ONE_SIGNAL_S:
+            os._exit(130)
+        first_s.append(loop.time())
+        stop.set()
+
+    return heed
 
 
 def _settle_memory() -> None:
