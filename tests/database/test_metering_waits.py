@@ -163,3 +163,20 @@ async def test_expected_lets_exactly_100_through(ledger: Ledger, seconds: float)
     results = await asyncio.gather(*(one() for _ in range(300)))
     assert sum(results) == 100
     assert ledger.sql("SELECT spent_nanos, held_nanos FROM balances") == [(10_000, 0)]
+
+
+async def test_fit_output_lowers_what_a_call_may_generate(ledger: Ledger) -> None:
+    """C03: UPPER_BOUND with fit_output serves a small prompt on a small budget, with a lower output limit."""
+    key = ledger.key()
+    ledger.budget("TENANT", 500, admission="UPPER_BOUND", fit_output=True)
+    refused = await ledger.check(key, max_output_tokens=32_000)
+    assert refused.denials[0].code == "BUDGET_CAP_HARD"
+    check = await ledger.check(key, max_output_tokens=32_000, can_fit_output=True)
+    assert (check.allowed, check.fit_output_tokens, check.held_nanos) == (True, 245, 500)
+    await ledger.deduct(key, check.request_id, 10, 235)
+    assert (await ledger.check(key, max_output_tokens=32_000, can_fit_output=True)).denials[
+        0
+    ].code == "BUDGET_CAP_HARD"
+    whole = await ledger.check(key, input_tokens_estimate=0, max_output_tokens=5, can_fit_output=True)
+    assert (whole.allowed, whole.fit_output_tokens) == (True, None)
+    await ledger.release(key, whole.request_id)

@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckRequest(_message.Message):
-    __slots__ = ("request_id", "api_key_sha256", "user_id", "tenant_id", "provider", "model", "input_tokens_estimate", "max_output_tokens", "tags", "session_id")
+    __slots__ = ("request_id", "api_key_sha256", "user_id", "tenant_id", "provider", "model", "input_tokens_estimate", "max_output_tokens", "tags", "session_id", "can_fit_output")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class CheckRequest(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CAN_FIT_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     api_key_sha256: str
     user_id: str
@@ -39,7 +40,8 @@ class CheckRequest(_message.Message):
     max_output_tokens: int
     tags: _containers.ScalarMap[str, str]
     session_id: str
-    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., input_tokens_estimate: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ...) -> None: ...
+    can_fit_output: bool
+    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., input_tokens_estimate: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., can_fit_output: _Optional[bool] = ...) -> None: ...
 
 class CheckResponse(_message.Message):
     __slots__ = ("request_id", "decision", "denials", "remaining_usd", "remaining_nanos", "held_nanos", "hold_expire_time", "tenant_id", "user_id", "api_key_id", "duplicate", "retry_after_ms", "fit_output_tokens")

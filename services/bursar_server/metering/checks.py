@@ -9,7 +9,7 @@ from bursar_server.budgets.model import Admission, Budget, LeaseExpiry, ScopeKin
 from bursar_server.budgets.rules import readable
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.money import usd_text
-from bursar_server.ledger.model import Attribution, GrantState, Hold, Leg, Source
+from bursar_server.ledger.model import Attribution, BalanceKey, BalanceState, GrantState, Hold, Leg, Source
 from bursar_server.ledger.rules import allocate
 from bursar_server.metering import rules
 from bursar_server.metering.context import BatchContext
@@ -118,18 +118,14 @@ def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAn
         _usual_nanos(call, subject, context, budgets),
     )
     grants = context.active_grants(subject, context.now)
-    verdicts = [
-        rules.verdict_of(
-            budget,
-            context.books.balances[key],
-            estimate,
-            grants,
-            readable=readable(
-                budget, user_id=subject.user_id, api_key_id=subject.api_key_id, role=None, group_ids=()
-            ),
-        )
-        for budget, key in zip(budgets, keys, strict=True)
-    ]
+    verdicts = _verdicts(budgets, keys, subject, context, estimate, grants)
+    fitted = None
+    if call.can_fit_output and price is not None and any(verdict.denial for verdict in verdicts):
+        standing = [_standing(verdict, context, grants) for verdict in verdicts]
+        fitted = rules.fitting_output_tokens(price, estimate, verdicts, standing)
+        if fitted is not None:
+            estimate = rules.estimate_of(price, context.policy, call.input_tokens_estimate, fitted)
+            verdicts = _verdicts(budgets, keys, subject, context, estimate, grants)
     denials = rules.general_denials(budgets, context.policy, priced=price is not None)
     denials += [verdict.denial for verdict in verdicts if verdict.denial and rules.binds(verdict.budget)]
     queued = _queued(call, context, verdicts)
@@ -155,7 +151,39 @@ def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAn
         hold.held_nanos,
         hold.lease_expire_time,
         subject,
+        fit_output_tokens=fitted,
     )
+
+
+def _verdicts(
+    budgets: Sequence[Budget],
+    keys: Sequence[BalanceKey],
+    subject: Subject,
+    context: BatchContext,
+    estimate: Estimate,
+    grants: Sequence[GrantState],
+) -> list[Verdict]:
+    return [
+        rules.verdict_of(
+            budget,
+            context.books.balances[key],
+            estimate,
+            grants,
+            readable=readable(
+                budget, user_id=subject.user_id, api_key_id=subject.api_key_id, role=None, group_ids=()
+            ),
+        )
+        for budget, key in zip(budgets, keys, strict=True)
+    ]
+
+
+def _standing(
+    verdict: Verdict, context: BatchContext, grants: Sequence[GrantState]
+) -> tuple[BalanceState, int]:
+    """Return a budget's balance, and what the user's grants leave and hold beside it."""
+    of_user = verdict.budget.scope.kind is ScopeKind.USER
+    of_grants = sum(grant.free_nanos + grant.held_nanos for grant in grants) if of_user else 0
+    return context.books.balances[verdict.key], of_grants
 
 
 def _queued(call: CheckCall, context: BatchContext, verdicts: Sequence[Verdict]) -> list[Denial]:

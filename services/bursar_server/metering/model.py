@@ -106,6 +106,8 @@ class CheckCall:
     deadline: float | None = None
     # Whether the answer may wait for other calls' holds (S10), and since when it does.
     may_wait: bool = False
+    # Whether the caller lowers the call's output limit where it is told to.
+    can_fit_output: bool = False
     wait_since: datetime | None = None
 
 

@@ -162,7 +162,7 @@ def check_call(message: pb.CheckRequest, caller: Caller, deadline: float | None)
     named = (principal, provider, model, estimate, most, sorted(tags.items()), session)
     return CheckCall(
         _request_id(message.request_id), principal, caller.tenant_ids, provider, model, estimate, most, tags, session,
-        _digest(named), deadline,
+        _digest(named), deadline, can_fit_output=message.can_fit_output,
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from bursar_server.pricing.model import Price
 MAX_BUDGETS_PER_CALL = 32
 # What an answer is expected to have where nothing is known of such calls (S11).
 EXPECTED_OUTPUT_TOKENS = 1_024
+# An answer that is cut shorter than this is not worth asking for; some providers refuse lower limits.
+FEWEST_OUTPUT_TOKENS = 16
 OLDEST_CHECK = timedelta(hours=24)
 NEWEST_CHECK = timedelta(minutes=5)
 
@@ -201,6 +203,32 @@ def verdict_of(
     return Verdict(
         budget, balance.key, _budget_denial(budget, balance, remaining, readable=readable, held=waits), *hold
     )
+
+
+def fitting_output_tokens(
+    price: Price,
+    estimate: Estimate,
+    verdicts: Sequence[Verdict],
+    standing: Sequence[tuple[BalanceState, int]],
+) -> int | None:
+    """Return the most output tokens that every budget with `fit_output` can bear once other calls' holds are gone.
+
+    `standing` are the verdicts' balances, and what grants leave and hold beside each. None where the call fits as it
+    is, where no such budget is in its way, or where what fits is not worth an answer.
+    """
+    fitting = estimate.most_output_tokens
+    for verdict, (balance, of_grants) in zip(verdicts, standing, strict=True):
+        budget = verdict.budget
+        if not (budget.fit_output and budget.admission is Admission.UPPER_BOUND and binds(budget)):
+            continue
+        if budget.counts_tokens:
+            fitting = min(fitting, budget.limit - balance.spent_tokens - estimate.input_tokens)
+            continue
+        room = max(0, budget.limit - balance.spent_nanos) + of_grants
+        fitting = min(fitting, pricing.affordable_output_tokens(price, estimate.input_tokens, fitting, room))
+    if fitting >= estimate.most_output_tokens or fitting < FEWEST_OUTPUT_TOKENS:
+        return None
+    return fitting
 
 
 def _budget_denial(

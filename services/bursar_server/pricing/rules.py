@@ -262,6 +262,20 @@ def upper_bound_nanos(price: Price, input_tokens: int, output_tokens: int) -> in
     return -(-numerator // UNITS_PER_RATE)
 
 
+def affordable_output_tokens(price: Price, input_tokens: int, most: int, room_nanos: int) -> int:
+    """Return the most output tokens, at most `most`, whose upper bound with the input fits `room_nanos`; -1 for none."""
+    if upper_bound_nanos(price, input_tokens, 0) > room_nanos:
+        return -1
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if upper_bound_nanos(price, input_tokens, middle) <= room_nanos:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def _dearest(rates: Rates, names: Sequence[str]) -> int:
     return max(rates.get(name, 0) for name in names)
 
