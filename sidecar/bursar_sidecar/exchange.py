@@ -196,7 +196,7 @@ class Exchange:
             if coding:
                 self._decoder = decoder_for(coding)
             if streams:
-                await self._begin()
+                await self._begin(keep_length=False)
             while chunk := await content.readany():
                 watch.progress()
                 if watch.gone and not watch.read_on(len(chunk)):
@@ -232,20 +232,20 @@ class Exchange:
         watch.writing = True
         try:
             if self._response is None:
-                await self._begin()
+                same = self._decoder is None and not self._forward.asked.usage_inserted
+                await self._begin(keep_length=same)
             if self._response is not None:
                 await self._response.write(data)
         except ConnectionResetError:
             watch.went_away()
         watch.writing = False
 
-    async def _begin(self) -> None:
-        """Send the head of an answer whose body follows in pieces."""
+    async def _begin(self, *, keep_length: bool) -> None:
+        """Send the head of an answer whose body follows in pieces; `keep_length` where not a byte of it changes."""
         upstream = self._upstream
         assert upstream is not None  # noqa: S101
-        same_length = self._decoder is None and not self._forward.asked.usage_inserted
         self._response = web.StreamResponse(
-            status=upstream.status, reason=upstream.reason, headers=self._head(keep_length=same_length)
+            status=upstream.status, reason=upstream.reason, headers=self._head(keep_length=keep_length)
         )
         try:
             await self._response.prepare(self._request)
