@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,8 +26,6 @@ MAX_WAITING = 20_000
 MAX_REPEATS = 8
 # How long a batch goes on trying while the database does not answer; then its calls are told so.
 PATIENCE_S = 4.0
-
-_NEVER = datetime.max.replace(tzinfo=UTC)
 
 logger = logging.getLogger(__name__)
 
@@ -202,13 +200,8 @@ class Lane:
             back.setdefault(result.budget_id, []).append(ticket)
         for budget_id, waiters in back.items():
             queued = self._waiters.get(budget_id, deque())
-            # Those that were decided again stand before those that were not, and newcomers behind.
-            self._waiters[budget_id] = deque(
-                sorted(
-                    [*waiters, *queued],
-                    key=lambda t: (t.waiting.wait_since if t.waiting else _NEVER, t.wait_ends),
-                )
-            )
+            # The same order as in `check_waits`: else the first there could be one that is never looked at here.
+            self._waiters[budget_id] = deque(sorted([*waiters, *queued], key=_place))
         return answers
 
     def _serve(self, tickets: list[Ticket]) -> None:
@@ -308,6 +301,12 @@ class Lane:
 
     def _answer_all(self, tickets: Sequence[Ticket], error: BursarError) -> None:
         _deliver([(ticket, error) for ticket in tickets])
+
+
+def _place(ticket: Ticket) -> tuple[datetime, UUID]:
+    """Return a waiting call's place: since when it waits, then its id."""
+    assert ticket.waiting is not None  # noqa: S101  (only calls that wait have a place)
+    return ticket.waiting.wait_since, ticket.waiting.answer.request_id
 
 
 def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", result: object) -> None:
