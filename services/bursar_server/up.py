@@ -48,7 +48,8 @@ PROVIDER_KEYS = (
     "HF_TOKEN",
 )
 FAKED = ("OPENAI", "ANTHROPIC", "GEMINI")
-START_TIMEOUT_S = 30.0
+# Longer than an earlier sidecar may take to finish its calls: the new one waits for its outbox.
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 35.0
 
 # Becomes a program that the kernel ends with SIGTERM when the process that started it goes, even by kill -9. Between

@@ -122,6 +122,7 @@ class Sidecar:
     async def stop(self) -> None:
         """Take no more calls, let open ones finish for a bounded time, and leave the rest to the outbox."""
         self.gate.stopping = True
+        self.outbox.stopping()
         if self._listener is not None:
             self._listener.close()
         self._server.pre_shutdown()

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bursar_sidecar.config import Config, ConfigError, load
 from bursar_sidecar.settings import SETTINGS
 
+if TYPE_CHECKING:
+    from bursar_sidecar.app import Sidecar
+
 _GC_THRESHOLD = 50_000
 #: Signals that come with the first are part of it: when a parent dies, the kernel sends one for each of its threads.
 _ONE_SIGNAL_S = 1.0
+#: How often it is tried whether a stopping predecessor has let go of the outbox.
+_RETRY_S = 0.1
 
 _TEACHES = """Stand next to an app as a reverse proxy to its LLM providers, and keep it within its budgets.
 
@@ -77,8 +83,7 @@ def command(config_file: Path | None, upstream_flags: tuple[str, ...], **given: 
 
 
 async def _serve(config: Config) -> int:
-    from bursar_sidecar.app import Sidecar  # late: --help and a wrong setting answer at once
-    from bursar_sidecar.outbox import OutboxInUseError
+    from bursar_sidecar.outbox import OutboxInUseError  # late: --help and a wrong setting answer at once
     from bursar_sidecar.telemetry import start_logging
 
     logger = start_logging(config.log_level)
@@ -88,7 +93,7 @@ async def _serve(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, heed)
     try:
-        sidecar = Sidecar(config, logger)
+        sidecar = await _built(config, logger, stop)
         listen = await sidecar.start()
     except (OutboxInUseError, OSError) as error:
         click.echo(f"bursar-sidecar: {error}", err=True)
@@ -101,6 +106,27 @@ async def _serve(config: Config) -> int:
     await sidecar.stop()
     logger.info("stopped", extra={"fields": {"outbox_depth": sidecar.outbox.depth}})
     return 0
+
+
+async def _built(config: Config, logger: logging.Logger, stop: asyncio.Event) -> Sidecar:
+    """Return the sidecar, as soon as a predecessor that is stopping has finished its calls.
+
+    Raises OutboxInUseError where one that goes on has the outbox, or when this process is to stop meanwhile.
+    """
+    from bursar_sidecar.app import Sidecar
+    from bursar_sidecar.outbox import OutboxInUseError
+
+    told = False
+    while True:
+        try:
+            return Sidecar(config, logger)
+        except OutboxInUseError as error:
+            if not error.stopping or stop.is_set():
+                raise
+            if not told:
+                logger.info("waiting for an earlier sidecar to finish", extra={"fields": {"pid": error.pid}})
+            told = True
+        await asyncio.sleep(_RETRY_S)
 
 
 def _stop_or_quit(stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:

@@ -23,10 +23,19 @@ from bursar_sidecar.outbox_log import HEAD_BYTES, Kind, Record, Segment
 SEGMENT_BYTES = 4 << 20
 DEAD_LETTER_NAME = "dead-letter.jsonl"
 _OWED = (Kind.DEDUCT, Kind.RELEASE)
+_STOPPING = "stopping"
 
 
 class OutboxInUseError(RuntimeError):
-    """Another process writes to the same directory."""
+    """Another process writes to the same directory; `stopping` when it has said that it will soon let it go."""
+
+    def __init__(self, directory: Path, holder: str) -> None:
+        pid, _, state = holder.partition(" ")
+        super().__init__(
+            f"{directory} is in use by pid {pid or 'unknown'}: each sidecar needs an outbox of its own"
+        )
+        self.pid = pid
+        self.stopping = state == _STOPPING
 
 
 class OutboxWriteError(RuntimeError):
@@ -178,6 +187,11 @@ class Outbox:
         finally:
             os.close(fd)
         self.done(call)
+
+    def stopping(self) -> None:
+        """Tell whoever wants the directory that it is worth waiting for."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock_fd, f"{os.getpid()} {_STOPPING}\n".encode(), 0)
 
     def close(self) -> None:
         """Write and sync what is left, and let another process have the directory."""
@@ -335,10 +349,9 @@ def _lock(directory: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
-        holder = os.pread(fd, 20, 0).decode(errors="replace").strip() or "unknown"
-        raise OutboxInUseError(
-            f"{directory} is in use by pid {holder}: each sidecar needs an outbox of its own"
-        ) from None
+        holder = os.pread(fd, 40, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise OutboxInUseError(directory, holder) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

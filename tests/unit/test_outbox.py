@@ -230,8 +230,13 @@ async def test_a_full_outbox_says_so_and_drops_nothing(tmp_path: Path) -> None:
 
 def test_two_sidecars_never_share_an_outbox(tmp_path: Path) -> None:
     outbox = opened(tmp_path)
-    with pytest.raises(OutboxInUseError, match=f"in use by pid {os.getpid()}"):
+    with pytest.raises(OutboxInUseError, match=f"in use by pid {os.getpid()}") as caught:
         opened(tmp_path)
+    assert not caught.value.stopping
+    outbox.stopping()
+    with pytest.raises(OutboxInUseError, match=f"in use by pid {os.getpid()}:") as caught:
+        opened(tmp_path)
+    assert caught.value.stopping
     outbox.close()
     opened(tmp_path).close()
 
