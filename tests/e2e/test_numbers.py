@@ -116,7 +116,7 @@ def a_set(**fields: Any) -> users.SetBudgetRequest:
 
 
 def a_grant(**fields: Any) -> users.CreateGrantRequest:
-    wanted = {
+    wanted: dict[str, Any] = {
         "user_id": EMAIL,
         "amount_usd": 1,
         "reason": "r",

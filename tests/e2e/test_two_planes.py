@@ -8,23 +8,29 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bursar_server.kit.ids import uuid7_at
-from support.stack import SERVE, ControlPlane, control_plane, environment, started
+from support.database import DatabaseServer
+from support.stack import SERVE, ControlPlane, control_plane, environment, scratch_folder, started
 
 INPUT, OUTPUT = 1_000, 1_000
 # A dollar a million in, two out: such a call costs at most 0.003 dollars.
 MODEL, CALL_NANOS = "two-planes", 3_000_000
 
 
-@pytest.fixture
-def planes(database_url: str, folder: Path) -> Iterator[tuple[ControlPlane, ControlPlane]]:
+@pytest.fixture(scope="module")
+def planes(
+    database_server: DatabaseServer, template_database: str
+) -> Iterator[tuple[ControlPlane, ControlPlane]]:
     """Two processes with a data directory each and one database."""
+    name = database_server.create(template=template_database)
+    database_url = database_server.url(name)
     with ExitStack() as stack:
+        stack.callback(database_server.drop, name)
+        folder = stack.enter_context(scratch_folder())
         found = []
         for name in ("one", "other"):
             environ = environment(BURSAR_DATABASE_URL=database_url, BURSAR_DATA_DIR=str(folder / name))

@@ -257,7 +257,7 @@ def stack_of(child: Child, folder: Path, provider_url: str = "") -> Stack:
 @contextmanager
 def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
     """Run `bursar up` in `folder` for as long as the block lasts, with a fake provider unless `settings` name one."""
-    environ = environment(BURSAR_DATA_DIR=str(folder / "data"), **settings)
+    environ = environment(**{"BURSAR_DATA_DIR": str(folder / "data"), **settings})
     with started(UP, environ, folder) as child:
         yield stack_of(child, folder, settings.get("BURSAR_UPSTREAM_OPENAI_URL", ""))
 
