@@ -52,8 +52,6 @@ from bursar_server.users.service import UserService
 
 POSTGRES_FOLDER = "postgres"
 PARTITION_INTERVAL_S = 3600.0
-# Outboxes of sidecars replay before expired holds are settled (S18).
-SWEEP_DELAY_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +179,10 @@ async def running_control_plane(config: Config, telemetry: Telemetry) -> AsyncIt
         stack.push_async_callback(http.close, config.shutdown_timeout_ms / 1000)
         grpc = await serve_grpc(services, pipeline, readiness, config.grpc_listen, tls=config.tls)
         stack.push_async_callback(grpc.close, config.shutdown_timeout_ms / 1000)
-        for work in (metering.sweep(SWEEP_DELAY_S), _keep_partitions(rooms.unit_of_work, clock)):
+        for work in (
+            metering.sweep(config.sweep_delay_ms / 1000),
+            _keep_partitions(rooms.unit_of_work, clock),
+        ):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         telemetry.start()
         yield ControlPlane(http.address, grpc.address, url, sidecar_token, rooms, telemetry, failed)

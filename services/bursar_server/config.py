@@ -28,6 +28,7 @@ class Config:
     tls: Tls | None = None
     http2: bool = True
     hold_lease_ms: int = 60_000
+    sweep_delay_ms: int = 60_000
     default_daily_budget_nanos: int | None = None
     no_budget_policy: str = "ALLOW"
     pricing_on_missing: str = "RECORD_ZERO"

@@ -196,6 +196,15 @@ SETTINGS: tuple[Setting, ...] = (
         _whole(1000, 3_600_000),
     ),
     Setting(
+        "BURSAR_SWEEP_DELAY_MS",
+        "--sweep-delay-ms",
+        "60000",
+        "ms",
+        "How long after a start holds whose lease has ended are left alone, so that sidecars can report first what "
+        "their calls really cost.",
+        _whole(0, 3_600_000),
+    ),
+    Setting(
         "BURSAR_DEFAULT_DAILY_BUDGET_USD",
         "--default-daily-budget-usd",
         None,

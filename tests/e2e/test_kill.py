@@ -34,8 +34,7 @@ from support.stack import (
 
 LATENCY_MS = 300
 LEASE_MS = 2000
-# The sweeper starts so long after the control plane, and a call can be open so long before.
-SETTLED_S = 90.0
+SETTLED_S = 30.0
 HELLO = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Are you back?"}]}
 
 
