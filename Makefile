@@ -93,7 +93,7 @@ clean: ## Remove caches and build products; .venv and .bursar stay
 # -- setting up ------------------------------------------------------------------------------------
 
 $(VENV)/.ready: $(VENV)/.packages pyproject.toml
-	@echo "setup: Bursar itself, editable"
+	@echo "setup: Bursar itself, editable" >&2
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -104,7 +104,7 @@ $(VENV)/.packages: requirements.lock
 	    echo "setup: $$($(PYTHON) -V 2>&1) is too old. Bursar needs 3.11 or newer; name yours: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "setup: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@test -x $(BIN)/pip || { echo "setup: $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "setup: $$(grep -c '^[a-z]' requirements.lock) pinned packages (the first time takes a minute or two)"
+	@test -x $(BIN)/pip || { echo "setup: $(VENV)" >&2; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "setup: $$(grep -c '^[a-z]' requirements.lock) pinned packages (the first time takes a minute or two)" >&2
 	@$(PY) -m pip install --quiet --require-hashes --no-deps --requirement requirements.lock
 	@touch $@
