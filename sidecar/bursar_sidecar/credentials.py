@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from bursar_sidecar.ids import sha256_hex
 
 _PREFIX = "bur_"
 _KEY_MAX_CHARACTERS = 200
 #: Headers that SDKs send keys in.
-CREDENTIAL_HEADERS = ("Authorization", "x-api-key", "x-goog-api-key", "api-key")
+_AUTHORIZATION = istr("Authorization")
+CREDENTIAL_HEADERS = (_AUTHORIZATION, istr("x-api-key"), istr("x-goog-api-key"), istr("api-key"))
 
 
 class Caller(NamedTuple):
@@ -27,11 +28,11 @@ def caller_of(headers: CIMultiDictProxy[str], query: str, carried_key_sha256: st
     """Return whose request it is; None where neither the app sends a Bursar key nor the sidecar carries one."""
     for name in CREDENTIAL_HEADERS:
         for value in headers.getall(name, ()):
-            key = _key_in(value, bearer=name == "Authorization")
+            key = _key_in(value, bearer=name is _AUTHORIZATION)
             if key:
                 return Caller(sha256_hex(key), own=True)
-    for name, value in _parameters(query):
-        if name == "key" and _is_key(value):
+    for parameter, value in _parameters(query):
+        if parameter == "key" and _is_key(value):
             return Caller(sha256_hex(value), own=True)
     return None if carried_key_sha256 is None else Caller(carried_key_sha256, own=False)
 

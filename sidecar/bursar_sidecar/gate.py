@@ -87,9 +87,9 @@ class Gate:
         self._open_calls_max = open_calls_max
         self._deduct_wait_s = deduct_wait_s
         self._open: dict[bytes, OpenCall] = {}
-        self._checks = Batcher[tuple[OpenCall, bytes], BatchCheckResult](self._send_checks, lanes=2)
+        self._checks = Batcher[tuple[OpenCall, bytes], BatchCheckResult](self._send_checks)
         self._deducts = Batcher[tuple[bytes, bytes], DeductResponse | None](
-            self._send_deducts, lanes=2, overdue=self._sync_soon
+            self._send_deducts, overdue=self._sync_soon
         )
         self._waiting: dict[asyncio.Future[DeductResponse | None], float] = {}
         self._syncs: set[asyncio.Task[None]] = set()

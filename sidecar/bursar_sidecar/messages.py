@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from operator import attrgetter
 
 from bursar.v1 import metering_pb2
 from bursar.v1.metering_service_pb2 import CheckRequest, DeductRequest
@@ -14,6 +13,7 @@ from bursar_sidecar.providers.base import Metered, Outcome, Usage, UsageItem
 
 _OUTCOMES = {outcome: getattr(metering_pb2, f"OUTCOME_{outcome.value}") for outcome in Outcome}
 _USAGE_FIELDS = tuple(Usage.__slots__)
+_usage_values = attrgetter(*_USAGE_FIELDS)
 #: The contract's bound on the items of one Deduct.
 _ITEMS_MAX = 16
 _NAME_MAX_CHARACTERS = 200
@@ -55,33 +55,32 @@ def check_payload(request_id: str, ask: Ask) -> bytes:
 
 def deduct_payload(request_id: str, ask: Ask, metered: Metered, start_ns: int, end_ns: int) -> bytes:
     """Return the Deduct in wire format; instants in nanoseconds since 1970."""
-    request = DeductRequest(
+    return DeductRequest(
         request_id=request_id,
         provider=ask.provider,
+        items=[_item(item) for item in metered.items[:_ITEMS_MAX]],
         outcome=_OUTCOMES[metered.outcome],
         estimated=metered.estimated,
         provider_cost_usd=usd_of_text(metered.provider_cost_usd),
+        start_time=_instant(start_ns),
+        end_time=_instant(max(end_ns, start_ns)),
         api_key_sha256=ask.key_sha256,
         user_id=ask.user_id,
         tags=ask.tags,
         session_id=ask.session_id,
-    )
-    _set_instant(request.start_time, start_ns)
-    _set_instant(request.end_time, max(end_ns, start_ns))
-    for item in metered.items[:_ITEMS_MAX]:
-        added = request.items.add(model=_name(item.model), service_tier=_name(item.service_tier))
-        usage = added.usage
-        for name in _USAGE_FIELDS:
-            value = getattr(item.usage, name)
-            if value:
-                setattr(usage, name, value)
-    return request.SerializeToString()
+    ).SerializeToString()
 
 
-def _set_instant(field_of_message: Timestamp, instant_ns: int) -> None:
+# Plain mappings: the message is then made in one step, which costs half of making its parts first.
+def _item(item: UsageItem) -> Mapping[str, object]:
+    values = zip(_USAGE_FIELDS, _usage_values(item.usage), strict=True)
+    usage = {name: value for name, value in values if value}
+    return {"model": _name(item.model), "service_tier": _name(item.service_tier), "usage": usage}
+
+
+def _instant(instant_ns: int) -> Mapping[str, int]:
     seconds, rest = divmod(instant_ns // 1000, 1_000_000)
-    field_of_message.seconds = seconds
-    field_of_message.nanos = rest * 1000
+    return {"seconds": seconds, "nanos": rest * 1000}
 
 
 def unheard(ask: Ask) -> Metered:

@@ -22,7 +22,7 @@ from support.fake_control_plane import (
     Served,
     fake_control_plane,
 )
-from support.odd_upstream import CHAT, Heard, OddUpstream, json_answer, odd_upstream
+from support.odd_upstream import CHAT, Heard, OddUpstream, deaf_address, json_answer, odd_upstream
 from support.sidecars import RunningSidecar, environment, running_sidecar, until
 
 
@@ -196,7 +196,7 @@ async def test_a_check_whose_answer_was_never_seen_leaves_nothing_behind(
 
 async def test_a_provider_that_cannot_be_reached_costs_nothing(plane: Served, tmp_path: Path) -> None:
     """S17: nothing was sent, so the hold is released and no record is written."""
-    async with running_sidecar(environment(plane.url, tmp_path, openai="http://127.0.0.1:1")) as sidecar:
+    async with running_sidecar(environment(plane.url, tmp_path, openai=deaf_address())) as sidecar:
         async with await sidecar.post() as response:
             assert response.status == 502
             assert (await response.json())["error"]["code"] == "UPSTREAM_UNREACHABLE"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -56,6 +57,13 @@ class OddUpstream:
     heard: list[Heard] = field(default_factory=list)
     connections: int = 0
     broken: int = 0  # connections that the other side closed while a script was writing
+
+
+def deaf_address() -> str:
+    """Return an address where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 async def _heard(reader: asyncio.StreamReader) -> Heard | None:

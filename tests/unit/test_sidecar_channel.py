@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from bursar_sidecar.channel import Answer, BrokenError, Channel, LateError, NotSentError
+from support.odd_upstream import deaf_address
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/proto; x=y\r\nContent-Length: 5\r\n\r\nhello"
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
@@ -152,9 +153,10 @@ async def test_time_runs_out() -> None:
 
 
 async def test_nobody_listens() -> None:
-    channel = Channel("http://127.0.0.1:1", 1.0)
+    channel = Channel(deaf_address(), 1.0)
     with pytest.raises(NotSentError):
         await channel.post("/x", "", b"", 5)
+    await channel.close()
 
 
 async def test_a_late_answer_never_goes_to_another_request() -> None:
