@@ -87,6 +87,7 @@ FEATURE_EXTRAS: dict[str, set[str]] = {
         "history.py",
         "lane.py",
         "observer.py",
+        "tickets.py",
         "waits.py",
         "writes.py",
     },

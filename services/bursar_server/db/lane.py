@@ -14,10 +14,13 @@ DatabaseError = psycopg.Error
 ConnectionLostError = psycopg.OperationalError
 """The database went away, or did not answer in time; what was under way may or may not be committed."""
 
+LOCKED_ERROR = errors.LockNotAvailable
+"""Somebody else holds the rows for longer than the lane waits."""
+
 REPEATABLE_ERRORS = (
     errors.UniqueViolation,
-    errors.LockNotAvailable,
     errors.DeadlockDetected,
     errors.SerializationFailure,
+    errors.InvalidSqlStatementName,
 )
 """Another transaction came first: the same batch can be repeated at once."""

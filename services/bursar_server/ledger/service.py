@@ -128,7 +128,10 @@ class Books:
             raise MissingRowsError(missing_balances, missing_grants)
 
     def settle(self, hold: Hold, charge: Charge) -> Record:
-        """Charge a call that has a hold, and take the hold away (S14). Returns revision 0 of its record."""
+        """Charge a call that has a hold, and take the hold away (S14). Returns its record's next revision.
+
+        That is revision 0, but for a call whose release crossed its Check.
+        """
         self.require((leg.key for leg in hold.legs), (leg.key for leg in hold.grant_legs))
         drawable = [
             (leg.key, rules.drawable_nanos(self.grants[leg.key], leg.nanos)) for leg in hold.grant_legs
@@ -141,11 +144,12 @@ class Books:
         )
         shortfall = rules.shortfall_nanos(postings, hold.legs, hold.grant_legs)
         self.close(hold)
+        past = self.revisions((hold.attribution.tenant_id, hold.request_id))
         return self._post(
             (hold.attribution, hold.request_id, hold.check_time),
             charge,
             postings,
-            revision=0,
+            revision=len(past),
             shortfall=shortfall,
         )
 
@@ -168,7 +172,7 @@ class Books:
     def adjust(
         self, request_id: UUID, before: PastRevision, charge: Charge
     ) -> tuple[Record, tuple[PostingLine, ...]]:
-        """Post the difference between what a lease's expiry charged and the real usage, in the original period (S16).
+        """Post the difference between what a lease's expiry charged (or left) and the real usage, in its period (S16).
 
         Returns the new revision, and the postings that the call has in all.
         """
@@ -192,7 +196,8 @@ class Books:
             cost=rules.minus(charge.cost, before.cost),
         )
         self._count(before.attribution, before.usage_time, charge, 1)
-        self._count(before.attribution, before.usage_time, before.as_charge(), -1)
+        if before.source is Source.EXPIRY:
+            self._count(before.attribution, before.usage_time, before.as_charge(), -1)
         record = self._post(
             (before.attribution, request_id, before.usage_time),
             signed,
@@ -203,29 +208,35 @@ class Books:
         record.unpriced, record.unchecked = charge.unpriced, before.unchecked
         return record, full
 
-    def release(self, attribution: Attribution, request_id: UUID, body_sha256: str, provider: str) -> bool:
+    def release(
+        self, attribution: Attribution, request_id: UUID, provider: str, *, lease_expired: bool = False
+    ) -> bool:
         """Take a call's hold away, if it has one, and leave the mark that a later Check of the id finds (S17).
 
-        Returns whether a hold was removed.
+        The mark remembers the hold's legs, so that a Deduct that comes after all counts where its Check did. Returns
+        whether a hold was removed.
         """
         key = (attribution.tenant_id, request_id)
         hold = self.holds.get(key)
+        past = self.revisions(key)
+        legs: tuple[PostingLine, ...] = ()
+        usage_time = self.now
         if hold is not None:
+            legs = rules.split_cost(
+                0,
+                0,
+                [(leg.key, leg.user_scoped) for leg in hold.legs],
+                [(leg.key, 0) for leg in hold.grant_legs],
+            )
+            usage_time = hold.check_time
             self.close(hold)
-        elif self.revisions(key):
-            return False
-        charge = Charge(
-            Source.RELEASE,
-            EntryKind.CHARGE,
-            body_sha256,
-            provider,
-            "CANCELLED",
-            "",
-            (),
-            (),
-            CallCost(0, 0, 0),
-        )
-        self._remember(attribution, request_id, self.now, charge, (), 0, 0, 0)
+        if not past:
+            model = hold.model if hold else ""
+            charge = Charge(
+                Source.RELEASE, EntryKind.CHARGE, "", provider, "CANCELLED", model, (), (), CallCost(0, 0, 0)
+            )
+            record = self._remember(attribution, request_id, usage_time, charge, legs, 0, 0, 0)
+            record.lease_expired = lease_expired
         return hold is not None
 
     def _post(

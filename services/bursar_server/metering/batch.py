@@ -30,18 +30,17 @@ from bursar_server.metering.model import (
     ExpireCall,
     Policy,
     PrincipalRef,
+    Problem,
     ReleaseCall,
     Subject,
 )
-from bursar_server.metering.waits import Waits
+from bursar_server.metering.waits import WaitKey, Waits
 from bursar_server.metering.writes import write
 
 MAX_ROUNDS = 12
 # How many of a tenant's calls are read to begin with, to know what calls usually cost.
 RECENT_CALLS = 2_000
 MAX_KNOWN_BALANCES = 200_000
-# A Deduct's id may be a little ahead of the database's clock; what is further ahead has no partition for sure.
-FARTHEST_AHEAD = timedelta(days=1)
 
 Result = Answer | BursarError
 
@@ -72,6 +71,7 @@ class _Needs:
     calls: set[CallKey] = field(default_factory=set)
     held: set[UUID] = field(default_factory=set)
     tenants: set[UUID] = field(default_factory=set)
+    owners: dict[UUID, UUID] = field(default_factory=dict)
 
 
 class BatchRunner:
@@ -94,8 +94,10 @@ class BatchRunner:
         self._oldest_record: datetime | None = None
         self._database_time: tuple[datetime, float] | None = None
 
-    def run(self, calls: Sequence[Call]) -> Outcome:
+    def run(self, calls: Sequence[Call], lock_timeout_ms: int | None = None) -> Outcome:
         """Evaluate calls one after the other in one transaction; their effects are committed when this returns.
+
+        `lock_timeout_ms` is for calls whose rows somebody else holds: how long to wait for them, instead of the lane's.
 
         A call that fails by itself answers its BursarError and changes nothing. Database errors are raised, with
         nothing committed, except where the connection broke during the commit.
@@ -103,7 +105,7 @@ class BatchRunner:
         needs = self._needs_of(calls)
         for _ in range(MAX_ROUNDS):
             try:
-                return self._round(calls, needs)
+                return self._round(calls, needs, lock_timeout_ms)
             except MissingRowsError as missing:
                 self._rollback()
                 self._insert_balances(missing.periods)
@@ -146,6 +148,10 @@ class BatchRunner:
             )
         return self._oldest_record
 
+    def leave_waits(self, keys: Sequence[WaitKey]) -> None:
+        """Take calls out of the queues of their budgets: they have their answer."""
+        store.leave_waits(self._connection, keys)
+
     def forget_partitions(self) -> None:
         """Look for the oldest partition again: months were made or dropped."""
         self._oldest_record = None
@@ -158,19 +164,19 @@ class BatchRunner:
         unnamed = [
             call.request_id
             for call in calls
-            if isinstance(call, DeductCall | ReleaseCall) and call.principal.empty
+            if isinstance(call, DeductCall | ReleaseCall)
+            and (call.principal.empty or subjects[call.principal].problem is Problem.KEY_UNKNOWN)
         ]
-        owners = (
-            store.tenants_of_calls(self._connection, [i for i in unnamed if i is not None]) if unnamed else {}
-        )
+        if unnamed:
+            asked = [request_id for request_id in unnamed if request_id is not None]
+            needs.owners.update(store.tenants_of_calls(self._connection, asked))
         for index, call in enumerate(calls):
             if isinstance(call, ExpireCall):
                 tenant_id, request_id = call.tenant_id, call.request_id
             else:
                 tenant_id = subjects[call.principal].tenant_id
                 request_id = self._request_id(call, tenant_id, now)
-                if call.principal.empty:
-                    tenant_id = owners.get(request_id, tenant_id)
+                tenant_id = needs.owners.get(request_id, tenant_id)
             needs.request_ids[index] = request_id
             needs.tenants.add(tenant_id)
             needs.held.add(request_id)
@@ -182,9 +188,8 @@ class BatchRunner:
 
     def _needs_of_check(self, call: CheckCall, subject: Subject, now: datetime, needs: _Needs) -> None:
         tags = {**(subject.default_tags or {}), **call.tags}
-        with suppress(BursarError):
-            for budget in rules.applicable(subject, tags):
-                needs.balances.add((budget.tenant_id, budget.budget_id, budget.period_key_at(now)))
+        for budget in rules.applicable(subject, tags)[: rules.MAX_BUDGETS_PER_CALL]:
+            needs.balances.add((budget.tenant_id, budget.budget_id, budget.period_key_at(now)))
         needs.grants.update((subject.tenant_id, grant_id) for grant_id in subject.grant_ids)
 
     def _make_balances(self, now: datetime, needs: _Needs) -> None:
@@ -211,26 +216,29 @@ class BatchRunner:
         """Return the id that a call is recorded under: its own, unless no partition can take it (S16)."""
         if isinstance(call, DeductCall):
             made = ids.time_of_uuid7(call.request_id) if call.request_id else None
-            if call.request_id is None or made is None or made > now + FARTHEST_AHEAD:
+            if call.request_id is None or made is None or made > now + rules.FARTHEST_AHEAD:
                 return store.odd_request_id(
                     self._connection, tenant_id, call.given_id, ids.uuid7_at(now), now
                 )
             return call.request_id
         return call.request_id
 
-    def _round(self, calls: Sequence[Call], needs: _Needs) -> Outcome:
-        context = self._locked(calls, needs)
+    def _round(self, calls: Sequence[Call], needs: _Needs, lock_timeout_ms: int | None) -> Outcome:
+        context = self._locked(calls, needs, lock_timeout_ms)
         results: list[Result] = []
-        try:
-            for index, call in enumerate(calls):
+        missing = MissingRowsError()
+        for index, call in enumerate(calls):
+            try:
                 results.append(self._evaluate(call, needs.request_ids[index], context))
-        except MissingRowsError as missing:
-            self._rollback()
-            self._insert_balances(
+            except MissingRowsError as error:
+                # The others say too what they miss: one more round is enough for all of them.
+                missing.balances |= error.balances
+                missing.grants |= error.grants
+        if missing.balances or missing.grants:
+            missing.periods = [
                 (key, *context.periods[key]) for key in missing.balances if key in context.periods
-            )
-            self._connection.execute("BEGIN")
-            raise
+            ]
+            raise missing
         write(self._connection, context)
         self._history.add(
             (tenant_id, record.attribution.api_key_id, record.model, record.cost.total_nanos)
@@ -267,7 +275,7 @@ class BatchRunner:
                 Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
             )
 
-    def _locked(self, calls: Sequence[Call], needs: _Needs) -> BatchContext:
+    def _locked(self, calls: Sequence[Call], needs: _Needs, lock_timeout_ms: int | None) -> BatchContext:
         """Lock and read everything that the batch needs, in one round trip."""
         connection = self._connection
         oldest = self.oldest_record()
@@ -276,6 +284,8 @@ class BatchRunner:
         queued = _holding_budgets(calls, needs)
         with connection.pipeline():
             connection.execute("BEGIN")
+            if lock_timeout_ms is not None:
+                connection.execute(store.SET_LOCK_TIMEOUT, (f"{lock_timeout_ms}ms",))
             connection.execute(store.LOCK_TENANTS, ([tenant_lock_key(tenant_id) for tenant_id in tenants],))
             of_versions = connection.execute(store.READ_VERSIONS, (tenants,))
             fetch = ledger.send_locks(
@@ -315,6 +325,7 @@ class BatchRunner:
             Rates(dict(stored), frozenset(stored)),
             price_of,
             oldest,
+            needs.owners,
             self._usual_nanos,
             waits,
         )

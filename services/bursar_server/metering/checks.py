@@ -23,8 +23,19 @@ RETRY_AFTER_MS = 1_000
 def evaluate_check(call: CheckCall, context: BatchContext) -> CheckAnswer | NewUser | Waiting:
     """Decide a call (S1–S11), and open its hold if it is allowed.
 
-    Raises BursarError REQUEST_ID_MISPLACED or REQUEST_ID_REUSED (S16).
+    Raises BursarError REQUEST_ID_MISPLACED or REQUEST_ID_REUSED (S16), WRONG_STATE where too many budgets match.
     """
+    answer: CheckAnswer | NewUser | Waiting | None = None
+    try:
+        answer = _evaluate(call, context)
+    finally:
+        # Whatever became of it, but for another wait: it is in nobody's way any more.
+        if not isinstance(answer, Waiting):
+            context.waits.leave([(*budget, call.request_id) for budget in call.waits_for])
+    return answer
+
+
+def _evaluate(call: CheckCall, context: BatchContext) -> CheckAnswer | NewUser | Waiting:
     subject = context.subjects[call.principal]
     rules.check_request_id(call.request_id, context.now)
     if call.allowed_tenants is not None and subject.tenant_id not in call.allowed_tenants:
@@ -36,11 +47,16 @@ def evaluate_check(call: CheckCall, context: BatchContext) -> CheckAnswer | NewU
         return _denied(call, [rules.problem_denial(subject.problem)], subject)
     if subject.new_email:
         return NewUser(subject.tenant_id, subject.new_email)
+    tags = {**(subject.default_tags or {}), **call.tags}
+    budgets = rules.applicable(subject, tags)
+    rules.refuse_too_many(budgets)
+    keys = [context.balance_key(budget, context.now) for budget in budgets]
+    context.books.require(keys, ((subject.tenant_id, grant_id) for grant_id in subject.grant_ids))
     if call.wait_since is None:
         limited = _count_request(subject, context)
         if limited is not None:
             return _denied(call, [limited], subject)
-    return _decide(call, subject, context)
+    return _decide(call, subject, context, tags, budgets, keys)
 
 
 def _known(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAnswer | None:
@@ -104,11 +120,14 @@ def _uncount_request(call: CheckCall, subject: Subject, context: BatchContext) -
         context.rates.requests[key[0], subject.user_id, key[2]] -= 1
 
 
-def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAnswer | Waiting:
-    tags = {**(subject.default_tags or {}), **call.tags}
-    budgets = rules.applicable(subject, tags)
-    keys = [context.balance_key(budget, context.now) for budget in budgets]
-    context.books.require(keys, ((subject.tenant_id, grant_id) for grant_id in subject.grant_ids))
+def _decide(
+    call: CheckCall,
+    subject: Subject,
+    context: BatchContext,
+    tags: dict[str, str],
+    budgets: Sequence[Budget],
+    keys: Sequence[BalanceKey],
+) -> CheckAnswer | Waiting:
     price = context.price_of(subject.tenant_id, call.provider, call.model, "", context.now)
     estimate = rules.estimate_of(
         price,
@@ -128,14 +147,14 @@ def _decide(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAn
             verdicts = _verdicts(budgets, keys, subject, context, estimate, grants)
     denials = rules.general_denials(budgets, context.policy, priced=price is not None)
     denials += [verdict.denial for verdict in verdicts if verdict.denial and rules.binds(verdict.budget)]
-    queued = _queued(call, context, verdicts)
-    if denials or queued:
+    in_the_way = [v for v in verdicts if v.denial and rules.binds(v.budget)] + _queued(
+        call, context, verdicts
+    )
+    if denials or in_the_way:
         if all(denial.code == "BUDGET_HELD" for denial in denials):
-            return _held(call, subject, context, verdicts, denials or queued)
-        _leave(call, context, budgets)
+            return _held(call, subject, context, in_the_way)
         _audit_block(call, subject, context, verdicts)
         return _denied(call, denials, subject)
-    _leave(call, context, budgets)
     for verdict in verdicts:
         if verdict.denial and verdict.budget.shadow:
             balance = context.books.balances[verdict.key]
@@ -186,11 +205,11 @@ def _standing(
     return context.books.balances[verdict.key], of_grants
 
 
-def _queued(call: CheckCall, context: BatchContext, verdicts: Sequence[Verdict]) -> list[Denial]:
-    """Return denials for the budgets that others have waited for longer; a call of cost 0 passes them by."""
+def _queued(call: CheckCall, context: BatchContext, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts of budgets that others have waited for longer; a call that holds nothing passes them by."""
     since = call.wait_since or context.now
     return [
-        rules.queued_denial(verdict.budget, context.books.balances[verdict.key])
+        verdict
         for verdict in verdicts
         if (verdict.hold_nanos or verdict.hold_tokens)
         and rules.binds(verdict.budget)
@@ -199,33 +218,26 @@ def _queued(call: CheckCall, context: BatchContext, verdicts: Sequence[Verdict])
 
 
 def _held(
-    call: CheckCall,
-    subject: Subject,
-    context: BatchContext,
-    verdicts: Sequence[Verdict],
-    denials: Sequence[Denial],
+    call: CheckCall, subject: Subject, context: BatchContext, in_the_way: Sequence[Verdict]
 ) -> CheckAnswer | Waiting:
-    """Let a call wait for other calls' holds where it may, else say that they are in the way (S10)."""
-    in_the_way = [
-        verdict.budget
-        for verdict in verdicts
-        if rules.binds(verdict.budget) and (verdict.denial or verdict.hold_nanos or verdict.hold_tokens)
+    """Let a call wait for other calls' holds where it may, else say that they are in the way (S10).
+
+    It queues for the budgets that are in its way, and for no other.
+    """
+    denials = [
+        verdict.denial or rules.queued_denial(verdict.budget, context.books.balances[verdict.key])
+        for verdict in in_the_way
     ]
     answer = replace(_denied(call, denials, subject), retry_after_ms=RETRY_AFTER_MS)
     since = call.wait_since or context.now
-    until = since + timedelta(milliseconds=min(budget.max_wait_ms for budget in in_the_way))
+    until = since + timedelta(milliseconds=min(verdict.budget.max_wait_ms for verdict in in_the_way))
     if not call.may_wait or until <= context.now:
-        _leave(call, context, [verdict.budget for verdict in verdicts])
         _uncount_request(call, subject, context)
         return answer
-    for budget in in_the_way:
-        context.waits.join((budget.tenant_id, budget.budget_id, call.request_id), since, until)
-    return Waiting(answer, since, until, in_the_way[0].budget_id)
-
-
-def _leave(call: CheckCall, context: BatchContext, budgets: Sequence[Budget]) -> None:
-    if call.wait_since is not None:
-        context.waits.leave([(budget.tenant_id, budget.budget_id, call.request_id) for budget in budgets])
+    keys = [(verdict.budget.tenant_id, verdict.budget.budget_id) for verdict in in_the_way]
+    for key in keys:
+        context.waits.join((*key, call.request_id), since, until)
+    return Waiting(answer, since, until, tuple({*call.waits_for, *keys}), keys[0][1])
 
 
 def _hold(

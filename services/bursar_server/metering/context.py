@@ -40,6 +40,8 @@ class BatchContext:
     rates: Rates
     price_of: PriceOf
     oldest_record: datetime
+    # The tenants of calls that name no principal, by request.
+    owners: Mapping[UUID, UUID]
     usual_nanos: Callable[[UUID, UUID | None, str], int | None]
     waits: Waits = field(default_factory=Waits)
     periods: dict[BalanceKey, tuple[datetime, datetime]] = field(default_factory=dict)
@@ -55,7 +57,9 @@ class BatchContext:
     def active_grants(self, subject: Subject, instant: datetime) -> list[GrantState]:
         """Return the user's grants that a call made then can draw on, in the order they are spent (S7)."""
         grants = [self.books.grant((subject.tenant_id, grant_id)) for grant_id in subject.grant_ids]
-        return in_waterfall_order([grant for grant in grants if grant.active_at(instant)])
+        return in_waterfall_order(
+            [grant for grant in grants if grant.active_at(instant) and grant.spent_nanos < grant.amount_nanos]
+        )
 
     def hold_of(self, request_id: UUID, tenant_id: UUID | None) -> Hold | None:
         """Return a call's open hold; where the tenant is not known, the only one of that id."""

@@ -8,7 +8,7 @@ from uuid import UUID
 from bursar_server.audit.model import AuditEvent
 from bursar_server.budgets.model import ScopeKind
 from bursar_server.kit import ids
-from bursar_server.kit.errors import BursarError, Reason
+from bursar_server.kit.errors import BursarError, Reason, invalid
 from bursar_server.kit.money import usd_text
 from bursar_server.ledger.model import (
     Account,
@@ -39,6 +39,9 @@ from bursar_server.metering.model import (
 from bursar_server.pricing.model import CallCost, Price, Usage
 from bursar_server.pricing.rules import call_cost
 
+# What one call can cost, in nanos: a million US dollars. Sums of very many such calls still fit 64 bits.
+MOST_NANOS = 10**15
+
 
 def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -> DeductAnswer:
     """Charge a call and remove its hold (S14–S16); never refused for lack of money.
@@ -50,6 +53,9 @@ def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -
     past = context.books.revisions((tenant_id, request_id))
     first = next((revision for revision in past if revision.source is Source.DEDUCT), None)
     if first is not None:
+        if hold is not None and first.body_sha256 == call.body_sha256:
+            # The Check and the Deduct crossed in two processes: the hold stands for a call that is settled.
+            context.books.close(hold)
         return _repeat(call, request_id, past, first, context)
     fired_before = len(context.books.fired)
     if hold is not None:
@@ -58,10 +64,10 @@ def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -
         )
         postings = record.postings
         cost = record.cost
-    elif any(revision.source is Source.EXPIRY for revision in past):
-        expired = next(revision for revision in past if revision.source is Source.EXPIRY)
-        charge = _charge(call, expired.usage_time, tenant_id, expired.provider, expired.model, context)
-        record, postings = context.books.adjust(request_id, expired, charge)
+    elif past and (past[0].source is Source.EXPIRY or past[0].postings):
+        ended = past[0]
+        charge = _charge(call, ended.usage_time, tenant_id, ended.provider, ended.model, context)
+        record, postings = context.books.adjust(request_id, ended, charge)
         cost = charge.cost
     else:
         record = _charge_unheld(call, request_id, tenant_id, subject, context)
@@ -73,8 +79,8 @@ def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -
         cost,
         postings,
         _remaining(postings, context),
-        max(0, record.overage_nanos),
-        record.hold_shortfall_nanos,
+        max(0, sum(revision.overage_nanos for revision in context.books.revisions((tenant_id, request_id)))),
+        sum(revision.hold_shortfall_nanos for revision in context.books.revisions((tenant_id, request_id))),
         record.unpriced,
         record.unchecked,
         alerts=tuple(fired),
@@ -85,12 +91,12 @@ def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -
 def _tenant_of(
     call: DeductCall | ReleaseCall, request_id: UUID, context: BatchContext
 ) -> tuple[UUID, Subject]:
-    """Return whose call it is: that of the principal named, else that of its hold."""
+    """Return whose call it is: that of the principal named, else that of its hold or its record."""
     subject = context.subjects[call.principal]
-    hold = context.hold_of(request_id, None)
+    owner = context.owners.get(request_id)
     if call.principal.empty or subject.problem is Problem.KEY_UNKNOWN:
-        if hold is not None:
-            tenant_id = hold.attribution.tenant_id
+        if owner is not None:
+            tenant_id = owner
         elif call.principal.empty:
             tenant_id = subject.tenant_id
         else:
@@ -115,6 +121,8 @@ def _charge(
         for item in call.items
     ]
     cost = call_cost([(item.usage, price) for item, price in priced])
+    if cost.total_nanos > MOST_NANOS:
+        raise invalid("items", "cost more than a ledger of 64 bits can add up")
     return Charge(
         Source.DEDUCT,
         EntryKind.CHARGE,
@@ -263,7 +271,9 @@ def evaluate_release(call: ReleaseCall, context: BatchContext) -> ReleaseAnswer:
     """Remove the hold of a call that was never sent, and leave the mark that its late Check finds (S17)."""
     tenant_id, subject = _tenant_of(call, call.request_id, context)
     made = ids.time_of_uuid7(call.request_id)
-    if made is None or made < context.oldest_record:
+    if made is None or made > context.now + rules.FARTHEST_AHEAD:
+        raise rules.misplaced(context.now)
+    if made < context.oldest_record:
         raise BursarError(
             Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
         )
@@ -272,8 +282,7 @@ def evaluate_release(call: ReleaseCall, context: BatchContext) -> ReleaseAnswer:
         tenant_id, subject.api_key_id, subject.user_id, subject.masked_key, subject.service_account,
         subject.group_ids, {}, "",
     )  # fmt: skip
-    provider = hold.provider if hold else ""
-    return ReleaseAnswer(context.books.release(attribution, call.request_id, "", provider))
+    return ReleaseAnswer(context.books.release(attribution, call.request_id, hold.provider if hold else ""))
 
 
 def evaluate_expiry(call: ExpireCall, context: BatchContext) -> ReleaseAnswer:
@@ -281,8 +290,14 @@ def evaluate_expiry(call: ExpireCall, context: BatchContext) -> ReleaseAnswer:
     hold = context.hold_of(call.request_id, call.tenant_id)
     if hold is None or hold.lease_expire_time > context.now:
         return ReleaseAnswer(False)
+    if context.books.revisions((call.tenant_id, call.request_id)):
+        # The call was ended in another process while its Check was under way: only the hold is left of it.
+        context.books.close(hold)
+        return ReleaseAnswer(True)
     if hold.release_on_expiry:
-        return ReleaseAnswer(context.books.release(hold.attribution, call.request_id, "", hold.provider))
+        return ReleaseAnswer(
+            context.books.release(hold.attribution, call.request_id, hold.provider, lease_expired=True)
+        )
     start = len(context.books.fired)
     context.books.settle(hold, _estimate(hold, context))
     _audit_soft_limits(context, start)

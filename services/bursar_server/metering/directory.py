@@ -39,15 +39,26 @@ class Directory:
         """Return the principals that the references name, reading those that are not remembered (or all)."""
         wanted = set(refs)
         missing = [ref for ref in wanted if reload or ref not in self._subjects]
+        unknown: dict[PrincipalRef, Subject] = {}
         if missing:
             for ref, subject in _load(connection, missing).items():
+                if subject.problem is Problem.KEY_UNKNOWN:
+                    # No version tells when its key or tenant is made.
+                    self._subjects.pop(ref, None)
+                    unknown[ref] = subject
+                    continue
                 self._subjects[ref] = subject
                 self._subjects.move_to_end(ref)
                 for budget in subject.budgets:
                     self._remember_budget(budget, subject)
             while len(self._subjects) > MAX_SUBJECTS + len(wanted):
                 self._subjects.popitem(last=False)
-        return {ref: self._subjects[ref] for ref in wanted}
+        return {ref: unknown.get(ref) or self._subjects[ref] for ref in wanted}
+
+    def tenant_of(self, ref: PrincipalRef) -> UUID | None:
+        """Return the tenant of a principal that is remembered."""
+        subject = self._subjects.get(ref)
+        return subject.tenant_id if subject is not None else None
 
     def _remember_budget(self, budget: Budget, subject: Subject) -> None:
         of_platform = budget.scope.kind is ScopeKind.GLOBAL

@@ -5,47 +5,35 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
-from bursar_server.db.lane import REPEATABLE_ERRORS, ConnectionLostError, DatabaseError, LaneConnection
+from bursar_server.db.lane import (
+    LOCKED_ERROR,
+    REPEATABLE_ERRORS,
+    ConnectionLostError,
+    DatabaseError,
+    LaneConnection,
+)
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.metering.batch import BatchRunner, Outcome
 from bursar_server.metering.directory import Directory
 from bursar_server.metering.history import CostHistory
-from bursar_server.metering.model import Answer, Call, CheckCall, Policy, Waiting
+from bursar_server.metering.model import Answer, Call, CheckCall, ExpireCall, Policy
+from bursar_server.metering.tickets import LockedOut, Ticket, WaitingRoom
 
 MAX_BATCH = 256
 MAX_WAITING = 20_000
 MAX_REPEATS = 8
 # How long a batch goes on trying while the database does not answer; then its calls are told so.
 PATIENCE_S = 4.0
+# How long calls whose rows were found locked wait for them each time that they are tried again.
+LOCKED_TIMEOUT_MS = 50
 
 logger = logging.getLogger(__name__)
-
-
-# How often calls that wait for holds look again: holds of other processes are removed without a word (S10, S13).
-LOOK_AGAIN_S = 0.05
-# How many of those that wait for one budget are decided again at a time: the first of them stop the others.
-MAX_LOOKS = 32
-
-
-@dataclass(slots=True)
-class Ticket:
-    """A call that waits for its answer; `loop` is where the future belongs. `waiting` is what holds let it wait for."""
-
-    call: Call
-    future: "asyncio.Future[Answer]"
-    loop: asyncio.AbstractEventLoop
-    waiting: Waiting | None = None
-    wait_ends: float = 0.0
-
 
 Task = Callable[[LaneConnection, BatchRunner], Any]
 """Something small that a lane does between batches, on its own connection."""
@@ -79,9 +67,8 @@ class Lane:
         self._connection: LaneConnection | None = None
         self._runner: BatchRunner | None = None
         self._stopping = False
-        # Calls that wait for holds, by the budget they wait for first, in order of arrival.
-        self._waiters: dict[UUID, deque[Ticket]] = {}
-        self._look_at = 0.0
+        self._room = WaitingRoom()
+        self._locked = LockedOut()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     @property
@@ -132,77 +119,51 @@ class Lane:
         running = True
         while running:
             again = self._due_waiters()
-            entries = self._collect(MAX_BATCH - len(again), wait=not again)
+            locked = self._locked.take_due(self._clock.monotonic(), self._tenant_of)
+            entries = self._collect(MAX_BATCH - len(again), wait=not (again or locked))
             running = None not in entries
-            tickets = again + [entry for entry in entries if isinstance(entry, Ticket)]
-            try:
-                if tickets:
-                    self._serve(tickets)
-                for entry in entries:
-                    if isinstance(entry, _Chore):
-                        self._do(entry)
-            except Exception:
-                logger.exception("a lane's batch failed")
-                self._drop_connection()
-                self._answer_all(tickets, BursarError(Reason.INTERNAL, "the batch failed"))
-        for waiters in self._waiters.values():
-            _deliver([(ticket, ticket.waiting.answer) for ticket in waiters if ticket.waiting])
+            self._serve(again + [entry for entry in entries if isinstance(entry, Ticket)])
+            if locked:
+                self._run(locked, LOCKED_TIMEOUT_MS)
+            for entry in entries:
+                if isinstance(entry, _Chore):
+                    self._do(entry)
+        _deliver([(ticket, ticket.waiting.answer) for ticket in self._room.take_all() if ticket.waiting])
+        _answer_all(self._locked.take_all(), _unavailable("the rows are locked by somebody else; try again"))
         self._drop_connection()
 
     def _collect(self, most: int, *, wait: bool) -> list[Ticket | _Chore | None]:
-        """Return what is queued; with `wait`, block for the first one, but no longer than those who wait for holds can."""
+        """Return what is queued; with `wait`, block for the first one, but no longer than those set aside can wait."""
         entries: list[Ticket | _Chore | None] = []
+        now = self._clock.monotonic()
+        ends = [self._room.seconds_to_look(now)] if self._room else []
+        ends += [self._locked.seconds_to_try(now)] if self._locked else []
         with suppress(queue.Empty):
-            if wait and not self._waiters:
+            if wait and not ends:
                 entries.append(self._waiting.get())
-            elif wait and (seconds := self._look_at - self._clock.monotonic()) > 0:
-                entries.append(self._waiting.get(timeout=seconds))
+            elif wait and min(ends) > 0:
+                entries.append(self._waiting.get(timeout=min(ends)))
             while len(entries) < most:
                 entries.append(self._waiting.get_nowait())
         return entries
 
     def _due_waiters(self) -> list[Ticket]:
-        """Answer those that have waited long enough, and return those to decide again: the first of each budget."""
+        """Answer those that have waited long enough, and return those to decide again."""
         now = self._clock.monotonic()
-        due: list[Ticket] = []
-        look = now >= self._look_at
-        for budget_id, waiters in list(self._waiters.items()):
-            over = [ticket for ticket in waiters if ticket.wait_ends <= now]
+        over = self._room.take_over(now)
+        if over:
+            # They are in nobody's way once they have their answer.
+            keys = [key for ticket in over for key in ticket.keys]
+            with suppress(DatabaseError, BursarError):
+                self._runner_now().leave_waits(keys)
             _deliver([(ticket, ticket.waiting.answer) for ticket in over if ticket.waiting])
-            left = deque(ticket for ticket in waiters if ticket.wait_ends > now)
-            if look:
-                due += [left.popleft() for _ in range(min(MAX_LOOKS, len(left), MAX_BATCH // 2 - len(due)))]
-            if left:
-                self._waiters[budget_id] = left
-            else:
-                del self._waiters[budget_id]
-        if look:
-            self._look_at = now + LOOK_AGAIN_S
-        return due
+        return self._room.take_due(now)
 
-    def _keep_waiting(
-        self, tickets: Sequence[Ticket], results: Sequence[object]
-    ) -> list[tuple[Ticket, object]]:
-        """Put those that have to wait (again) into their places, and return the answers of the others."""
-        answers: list[tuple[Ticket, object]] = []
-        back: dict[UUID, list[Ticket]] = {}
-        for ticket, result in zip(tickets, results, strict=True):
-            if not isinstance(result, Waiting) or not isinstance(ticket.call, CheckCall):
-                answers.append((ticket, result))
-                continue
-            if ticket.waiting is None:
-                seconds = (result.until - result.wait_since).total_seconds()
-                deadline = ticket.call.deadline
-                ends = self._clock.monotonic() + seconds
-                ticket.wait_ends = ends if deadline is None else min(ends, deadline)
-            ticket.waiting = result
-            ticket.call = replace(ticket.call, wait_since=result.wait_since)
-            back.setdefault(result.budget_id, []).append(ticket)
-        for budget_id, waiters in back.items():
-            queued = self._waiters.get(budget_id, deque())
-            # The same order as in `check_waits`: else the first there could be one that is never looked at here.
-            self._waiters[budget_id] = deque(sorted([*waiters, *queued], key=_place))
-        return answers
+    def _tenant_of(self, call: Call) -> object:
+        """Return the tenant that a call is of, or what names it as long as that is not known."""
+        if isinstance(call, ExpireCall):
+            return call.tenant_id
+        return self._directory.tenant_of(call.principal) or call.principal
 
     def _serve(self, tickets: list[Ticket]) -> None:
         open_tickets = []
@@ -210,66 +171,79 @@ class Lane:
             deadline = ticket.call.deadline if isinstance(ticket.call, CheckCall) else None
             if deadline is not None and deadline < self._clock.monotonic():
                 # Nobody waits for this answer: the Check leaves no hold.
-                _deliver(
-                    [(ticket, BursarError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the Check"))]
-                )
+                late = BursarError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the Check")
+                _deliver([(ticket, late)])
             else:
                 open_tickets.append(ticket)
         if open_tickets:
             self._run(open_tickets)
 
-    def _run(self, tickets: list[Ticket], depth: int = 0) -> None:
+    def _run(self, tickets: list[Ticket], lock_timeout_ms: int | None = None) -> None:
         """Run some calls in one transaction; where the database refuses, halve them down to the one that is bad."""
         calls = [ticket.call for ticket in tickets]
         started = self._clock.monotonic()
         repeats = 0
         while True:
             try:
-                outcome = self._runner_now().run(calls)
+                outcome = self._runner_now().run(calls, lock_timeout_ms)
             except BursarError as error:
-                self._answer_all(tickets, error)
+                _answer_all(tickets, error)
+                return
+            except LOCKED_ERROR:
+                self._drop_connection()
+                self._set_aside(tickets)
                 return
             except REPEATABLE_ERRORS as error:
+                # What was prepared in a pipeline that broke is not there: a new connection knows nothing of it.
+                self._drop_connection()
                 repeats += 1
                 if repeats < MAX_REPEATS:
                     continue
-                self._split(tickets, error, depth)
+                self._split(tickets, error)
                 return
             except ConnectionLostError as error:
                 self._drop_connection()
                 if self._clock.monotonic() - started > PATIENCE_S:
                     logger.warning("database unavailable: %s", type(error).__name__)
-                    self._answer_all(
-                        tickets,
-                        BursarError(Reason.DATABASE_UNAVAILABLE, "the database does not answer; try again"),
-                    )
+                    _answer_all(tickets, _unavailable("the database does not answer; try again"))
                     return
                 time.sleep(min(0.5, 0.05 * (1 + repeats)))
                 repeats += 1
                 continue
-            except DatabaseError as error:
-                self._split(tickets, error, depth)
+            except Exception as error:
+                self._drop_connection()
+                self._split(tickets, error)
                 return
             self._on_batch(outcome, len(tickets))
             if outcome.freed:
-                self._look_at = 0.0
-            _deliver(self._keep_waiting(tickets, outcome.results))
+                self._room.look_now()
+            _deliver(self._room.keep(tickets, outcome.results, self._clock.monotonic()))
             return
 
-    def _split(self, tickets: list[Ticket], error: DatabaseError, depth: int) -> None:
+    def _set_aside(self, tickets: list[Ticket]) -> None:
+        """Find out which tenant's rows are locked; its calls are tried again later, the others run now."""
+        tenants: dict[object, list[Ticket]] = {}
+        for ticket in tickets:
+            tenants.setdefault(self._tenant_of(ticket.call), []).append(ticket)
+        if len(tenants) == 1:
+            given_up = self._locked.put(tickets, self._clock.monotonic())
+            _answer_all(given_up, _unavailable("the rows are locked by somebody else; try again"))
+            return
+        for of_one in tenants.values():
+            self._run(of_one, LOCKED_TIMEOUT_MS)
+
+    def _split(self, tickets: list[Ticket], error: Exception) -> None:
         if len(tickets) > 1:
             middle = len(tickets) // 2
-            self._run(tickets[:middle], depth + 1)
-            self._run(tickets[middle:], depth + 1)
+            self._run(tickets[:middle])
+            self._run(tickets[middle:])
             return
         if isinstance(error, REPEATABLE_ERRORS):
-            failure = BursarError(
-                Reason.DATABASE_UNAVAILABLE, "the rows are locked by somebody else; try again"
-            )
+            failure = _unavailable("other transactions come first again and again; try again")
         else:
-            logger.error("a call was refused by the database: %s", type(error).__name__)
-            failure = BursarError(Reason.INTERNAL, "the database refused this call")
-        self._answer_all(tickets, failure)
+            logger.error("a call could not be recorded", exc_info=error)
+            failure = BursarError(Reason.INTERNAL, "this call could not be recorded")
+        _answer_all(tickets, failure)
 
     def _runner_now(self) -> BatchRunner:
         if self._runner is None:
@@ -294,19 +268,20 @@ class Lane:
             _settle(chore.loop, chore.future, error)
         except DatabaseError:
             self._drop_connection()
-            failure = BursarError(Reason.DATABASE_UNAVAILABLE, "the database does not answer; try again")
-            _settle(chore.loop, chore.future, failure)
+            _settle(chore.loop, chore.future, _unavailable("the database does not answer; try again"))
+        except Exception as error:
+            logger.exception("a lane's chore failed")
+            _settle(chore.loop, chore.future, BursarError(Reason.INTERNAL, type(error).__name__))
         else:
             _settle(chore.loop, chore.future, result)
 
-    def _answer_all(self, tickets: Sequence[Ticket], error: BursarError) -> None:
-        _deliver([(ticket, error) for ticket in tickets])
+
+def _unavailable(message: str) -> BursarError:
+    return BursarError(Reason.DATABASE_UNAVAILABLE, message)
 
 
-def _place(ticket: Ticket) -> tuple[datetime, UUID]:
-    """Return a waiting call's place: since when it waits, then its id."""
-    assert ticket.waiting is not None  # noqa: S101  (only calls that wait have a place)
-    return ticket.waiting.wait_since, ticket.waiting.answer.request_id
+def _answer_all(tickets: Sequence[Ticket], error: BursarError) -> None:
+    _deliver([(ticket, error) for ticket in tickets])
 
 
 def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", result: object) -> None:

@@ -109,6 +109,8 @@ class CheckCall:
     # Whether the caller lowers the call's output limit where it is told to.
     can_fit_output: bool = False
     wait_since: datetime | None = None
+    # The budgets (tenant and id) whose queues it stands in.
+    waits_for: tuple[tuple[UUID, UUID], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ class Waiting:
     answer: CheckAnswer
     wait_since: datetime
     until: datetime
+    waits_for: tuple[tuple[UUID, UUID], ...]
     budget_id: UUID
 
 

@@ -19,6 +19,8 @@ MAX_BUDGETS_PER_CALL = 32
 EXPECTED_OUTPUT_TOKENS = 1_024
 # An answer that is cut shorter than this is not worth asking for; some providers refuse lower limits.
 FEWEST_OUTPUT_TOKENS = 16
+# A Deduct's id may be ahead of the database's clock; what is further ahead has no partition for sure.
+FARTHEST_AHEAD = timedelta(days=1)
 OLDEST_CHECK = timedelta(hours=24)
 NEWEST_CHECK = timedelta(minutes=5)
 
@@ -72,12 +74,17 @@ def check_request_id(request_id: UUID, now: datetime) -> None:
     """Raise REQUEST_ID_MISPLACED unless a Check's id is a UUIDv7 of the last 24 hours or the next 5 minutes (S16)."""
     made = ids.time_of_uuid7(request_id)
     if made is None or not now - OLDEST_CHECK <= made <= now + NEWEST_CHECK:
-        raise BursarError(
-            Reason.REQUEST_ID_MISPLACED,
-            "request_id: must be a UUIDv7 whose time is at most 24 hours ago and 5 minutes ahead",
-            field="request_id",
-            metadata={"server_time": f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"},
-        )
+        raise misplaced(now)
+
+
+def misplaced(now: datetime) -> BursarError:
+    """Return the error of an id whose time is out of range, with the server's time."""
+    return BursarError(
+        Reason.REQUEST_ID_MISPLACED,
+        "request_id: must be a UUIDv7 whose time is at most 24 hours ago and 5 minutes ahead",
+        field="request_id",
+        metadata={"server_time": f"{now.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"},
+    )
 
 
 def problem_denial(problem: Problem) -> Denial:
@@ -135,18 +142,21 @@ def estimate_of(
 
 
 def applicable(subject: Subject, tags: Mapping[str, str]) -> list[Budget]:
-    """Return the budgets that count a call: those of its principal, and those of its tags (S1, S2). At most 32."""
-    budgets = [
+    """Return the budgets that count a call: those of its principal, and those of its tags (S1, S2)."""
+    return [
         budget
         for budget in subject.budgets
         if budget.scope.kind is not ScopeKind.TAG
         or tags.get(budget.scope.tag_key or "") == budget.scope.tag_value
     ]
+
+
+def refuse_too_many(budgets: Sequence[Budget]) -> None:
+    """Raise WRONG_STATE for a Check that more than 32 budgets match; a Deduct is never refused."""
     if len(budgets) > MAX_BUDGETS_PER_CALL:
         raise BursarError(
             Reason.WRONG_STATE, f"{len(budgets)} budgets match this call; at most {MAX_BUDGETS_PER_CALL} can"
         )
-    return budgets
 
 
 def general_denials(budgets: Sequence[Budget], policy: Policy, *, priced: bool) -> list[Denial]:

@@ -26,6 +26,7 @@ Row = tuple[Any, ...]
 RateKey = tuple[UUID, UUID, datetime]
 """Tenant, user and the minute's start."""
 
+SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
 LOCK_TENANTS = (
     "SELECT pg_advisory_xact_lock_shared(k) FROM (SELECT unnest(%s::bigint[]) AS k ORDER BY 1) AS o"
 )
@@ -216,11 +217,11 @@ def budget_of(row: Row) -> Budget:
 
 
 def grants_of(connection: Connection[Row], users: Sequence[tuple[UUID, UUID]]) -> dict[UUID, list[UUID]]:
-    """Return the grants of users that are neither revoked nor over nor wholly spent, by user."""
+    """Return the grants of users that are neither revoked nor over, by user; a correction can give money back to one."""
     rows = connection.execute(
         "SELECT g.user_id, g.grant_id FROM unnest(%s::uuid[], %s::uuid[]) AS w(t, u)"
         " JOIN grants g ON g.tenant_id = w.t AND g.user_id = w.u"
-        " WHERE g.revoke_time IS NULL AND g.expires_at > now() AND g.spent_nanos < g.amount_nanos",
+        " WHERE g.revoke_time IS NULL AND g.expires_at > now()",
         ([tenant_id for tenant_id, _ in users], [user_id for _, user_id in users]),
     ).fetchall()
     grants: dict[UUID, list[UUID]] = {}
@@ -258,11 +259,22 @@ def recent_costs(
 
 
 def tenants_of_calls(connection: Connection[Row], request_ids: Sequence[UUID]) -> dict[UUID, UUID]:
-    """Return the tenants of open calls, where a request names nothing but the call."""
+    """Return the tenants of calls that are open or recorded, where a request names nothing but the call."""
+    asked = list(request_ids)
     rows = connection.execute(
-        "SELECT request_id, tenant_id FROM holds WHERE request_id = ANY(%s::uuid[])", (list(request_ids),)
+        "SELECT request_id, tenant_id FROM holds WHERE request_id = ANY(%s::uuid[])", (asked,)
     ).fetchall()
-    return dict(rows)
+    found: dict[UUID, UUID] = dict(rows)
+    unknown = [request_id for request_id in asked if request_id not in found]
+    if unknown:
+        # One look into the primary key for each tenant: it begins with the tenant.
+        recorded = connection.execute(
+            "SELECT r.request_id, r.tenant_id FROM unnest(%s::uuid[]) AS c(id) CROSS JOIN tenants t"
+            " JOIN usage_records r ON r.tenant_id = t.tenant_id AND r.request_id = c.id AND r.revision = 0",
+            (unknown,),
+        ).fetchall()
+        found.update(recorded)
+    return found
 
 
 def odd_request_id(
@@ -306,6 +318,11 @@ def expired_holds(connection: Connection[Row], limit: int) -> list[tuple[UUID, U
 def purge_rate_windows(connection: Connection[Row]) -> None:
     """Delete the rate windows that are older than two minutes (F093)."""
     connection.execute("DELETE FROM rate_windows WHERE window_start < now() - interval '2 minutes'")
+
+
+def leave_waits(connection: Connection[Row], keys: Sequence[WaitKey]) -> None:
+    """Delete waits by their keys."""
+    connection.execute(LEAVE_WAITS, tuple([key[part] for key in keys] for part in range(3)))
 
 
 def purge_waits(connection: Connection[Row]) -> None:

@@ -1,0 +1,170 @@
+"""Calls on their way through a lane: those that wait for holds, and those whose rows somebody else has locked."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from bursar_server.metering.model import Answer, Call, CheckCall, Waiting
+from bursar_server.metering.waits import WaitKey
+
+# How often calls that wait for holds look again: holds of other processes are removed without a word (S10, S13).
+LOOK_AGAIN_S = 0.05
+# How many calls are decided again at a time, and how many of those that wait for one budget: the first stop the others.
+MAX_LOOKS = 128
+MAX_LOOKS_OF_ONE = 32
+# How long a call whose rows are locked by somebody else is tried again, and how often.
+LOCKED_PATIENCE_S = 8.0
+LOCKED_AGAIN_S = 0.2
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A call that waits for its answer; `loop` is where the future belongs. `waiting` is what holds let it wait for."""
+
+    call: Call
+    future: "asyncio.Future[Answer]"
+    loop: asyncio.AbstractEventLoop
+    waiting: Waiting | None = None
+    wait_ends: float = 0.0
+    # Since when its rows are found locked, and when it is tried again; monotonic seconds.
+    locked_since: float = 0.0
+    again_at: float = 0.0
+
+    @property
+    def keys(self) -> list[WaitKey]:
+        """The places of a waiting call in the queues of its budgets."""
+        if not isinstance(self.call, CheckCall):
+            return []
+        return [(*budget, self.call.request_id) for budget in self.call.waits_for]
+
+
+class WaitingRoom:
+    """Calls that wait for other calls' holds, by the budget they wait for first, in the order of `check_waits`."""
+
+    def __init__(self) -> None:
+        self._by_budget: dict[UUID, deque[Ticket]] = {}
+        self._look_at = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._by_budget)
+
+    def look_now(self) -> None:
+        """Decide again with the next batch: holds were removed."""
+        self._look_at = 0.0
+
+    def seconds_to_look(self, now: float) -> float:
+        """Return how long it is until those who wait are to be decided again; below 0 when it is time."""
+        return self._look_at - now
+
+    def take_over(self, now: float) -> list[Ticket]:
+        """Take out those that have waited long enough: they get the answer that says so."""
+        over: list[Ticket] = []
+        for budget_id, waiters in list(self._by_budget.items()):
+            ended = [ticket for ticket in waiters if ticket.wait_ends <= now]
+            if ended:
+                over += ended
+                self._put(budget_id, deque(ticket for ticket in waiters if ticket.wait_ends > now))
+        return over
+
+    def take_due(self, now: float) -> list[Ticket]:
+        """Take out those to decide again, the first of each budget; whose turn it is not is first the next time."""
+        if now < self._look_at:
+            return []
+        self._look_at = now + LOOK_AGAIN_S
+        due: list[Ticket] = []
+        for budget_id in list(self._by_budget):
+            room = min(MAX_LOOKS_OF_ONE, MAX_LOOKS - len(due))
+            if room <= 0:
+                break
+            waiters = self._by_budget.pop(budget_id)
+            due += [waiters.popleft() for _ in range(min(room, len(waiters)))]
+            self._put(budget_id, waiters)
+        return due
+
+    def take_all(self) -> list[Ticket]:
+        """Take everybody out."""
+        everybody = [ticket for waiters in self._by_budget.values() for ticket in waiters]
+        self._by_budget.clear()
+        return everybody
+
+    def _put(self, budget_id: UUID, waiters: deque[Ticket]) -> None:
+        if waiters:
+            self._by_budget[budget_id] = waiters
+        else:
+            self._by_budget.pop(budget_id, None)
+
+    def keep(
+        self, tickets: Sequence[Ticket], results: Sequence[object], now: float
+    ) -> list[tuple[Ticket, object]]:
+        """Put those that have to wait (again) into their places, and return the answers of the others."""
+        answers: list[tuple[Ticket, object]] = []
+        back: dict[UUID, list[Ticket]] = {}
+        for ticket, result in zip(tickets, results, strict=True):
+            if not isinstance(result, Waiting) or not isinstance(ticket.call, CheckCall):
+                answers.append((ticket, result))
+                continue
+            if ticket.waiting is None:
+                ends = now + (result.until - result.wait_since).total_seconds()
+                deadline = ticket.call.deadline
+                ticket.wait_ends = ends if deadline is None else min(ends, deadline)
+            ticket.waiting = result
+            ticket.call = replace(ticket.call, wait_since=result.wait_since, waits_for=result.waits_for)
+            back.setdefault(result.budget_id, []).append(ticket)
+        for budget_id, waiters in back.items():
+            queued = self._by_budget.get(budget_id, deque())
+            # The same order as in `check_waits`: else the first there could be one that is never looked at here.
+            self._by_budget[budget_id] = deque(sorted([*waiters, *queued], key=_place))
+        return answers
+
+
+def _place(ticket: Ticket) -> tuple[datetime, UUID]:
+    """Return a waiting call's place: since when it waits, then its id."""
+    assert ticket.waiting is not None  # noqa: S101  (only calls that wait have a place)
+    return ticket.waiting.wait_since, ticket.waiting.answer.request_id
+
+
+class LockedOut:
+    """Calls whose rows somebody else has locked: tried again aside, so that they freeze nobody (design: hot path)."""
+
+    def __init__(self) -> None:
+        self._tickets: deque[Ticket] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._tickets)
+
+    def seconds_to_try(self, now: float) -> float:
+        """Return how long it is until the first is to be tried again; below 0 when it is time."""
+        return self._tickets[0].again_at - now
+
+    def put(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+        """Put calls aside, and return those that have been tried for long enough."""
+        given_up = []
+        for ticket in tickets:
+            ticket.locked_since = ticket.locked_since or now
+            ticket.again_at = now + LOCKED_AGAIN_S
+            if now - ticket.locked_since > LOCKED_PATIENCE_S:
+                given_up.append(ticket)
+            else:
+                self._tickets.append(ticket)
+        return given_up
+
+    def take_due(self, now: float, tenant_of: Callable[[Call], object]) -> list[Ticket]:
+        """Take out the calls of one tenant that are to be tried again."""
+        if not self._tickets or self._tickets[0].again_at > now:
+            return []
+        tenant = tenant_of(self._tickets[0].call)
+        due = [t for t in self._tickets if t.again_at <= now and tenant_of(t.call) == tenant]
+        taken = {id(ticket) for ticket in due}
+        self._tickets = deque(ticket for ticket in self._tickets if id(ticket) not in taken)
+        return due
+
+    def take_all(self) -> list[Ticket]:
+        """Take all out."""
+        everybody = list(self._tickets)
+        self._tickets.clear()
+        return everybody
