@@ -171,6 +171,28 @@ async def test_a_new_email_becomes_a_user(ledger: Ledger) -> None:
     assert ledger.sql("SELECT email FROM users") == [("new@example.com",)]
 
 
+async def test_the_bodys_user_counts_only_where_the_key_says_so(ledger: Ledger) -> None:
+    """F158: the user that a body names is believed for keys made so; for others it is nobody's business."""
+    alice = ledger.user("alice@example.com")
+    trusting = ledger.key(secret="bur_1", act_for_users=True, trust_user_field=True)
+    other = ledger.key(secret="bur_2", act_for_users=True)
+    for key, user in ((trusting, alice), (other, None)):
+        answer = await ledger.check(PrincipalRef(key.api_key_sha256, body_user="alice@example.com"))
+        assert answer.allowed
+        assert answer.subject.user_id == user
+
+
+async def test_a_call_of_no_model_is_never_unpriced(ledger: Ledger) -> None:
+    """S10: a call without a model or usage passes while something remains, whatever the admission."""
+    key = ledger.key()
+    ledger.budget("TENANT", 150, admission="UPPER_BOUND")
+    plain: dict[str, Any] = {"model": "", "input_tokens_estimate": 0, "max_output_tokens": None}
+    check = await ledger.check(key, **plain)
+    assert (check.allowed, check.held_nanos) == (True, 0)
+    await ledger.deduct(key, check.request_id, 10, 80)
+    assert (await ledger.check(key, **plain)).denials[0].code == "BUDGET_CAP_HARD"
+
+
 async def test_a_principal_without_a_budget_follows_the_policy(database_url: str) -> None:
     """C10: DENY refuses a principal that no budget of its own matches; a global budget is not one."""
     async with ledger_on(database_url, policy=Policy(no_budget=NoBudgetPolicy.DENY)) as ledger:

@@ -86,9 +86,11 @@ class Ledger:
         digest = hashlib.sha256(secret.encode()).hexdigest()
         self.sql(
             "INSERT INTO api_keys (tenant_id, api_key_id, name, key_sha256, masked_key, user_id, service_account,"
-            " act_for_users, default_tags, create_time) VALUES (%s, %s, 'app', %s, 'bur_test…test', %s, %s, %s, %s, now())",
+            " act_for_users, default_tags, trust_user_field, create_time)"
+            " VALUES (%s, %s, 'app', %s, 'bur_test…test', %s, %s, %s, %s, %s, now())",
             tenant_id, new_id(), digest, user_id, columns.get("service_account", False),
             columns.get("act_for_users", False), json.dumps(columns.get("default_tags", {})),
+            columns.get("trust_user_field", False),
         )  # fmt: skip
         self.bump(tenant_id)
         return PrincipalRef(api_key_sha256=digest)

@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckRequest(_message.Message):
-    __slots__ = ("request_id", "api_key_sha256", "user_id", "tenant_id", "provider", "model", "input_tokens_estimate", "max_output_tokens", "tags", "session_id", "can_fit_output")
+    __slots__ = ("request_id", "api_key_sha256", "user_id", "tenant_id", "provider", "model", "input_tokens_estimate", "max_output_tokens", "tags", "session_id", "can_fit_output", "body_user")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class CheckRequest(_message.Message):
     TAGS_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     CAN_FIT_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    BODY_USER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     api_key_sha256: str
     user_id: str
@@ -41,7 +42,8 @@ class CheckRequest(_message.Message):
     tags: _containers.ScalarMap[str, str]
     session_id: str
     can_fit_output: bool
-    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., input_tokens_estimate: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., can_fit_output: _Optional[bool] = ...) -> None: ...
+    body_user: str
+    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., input_tokens_estimate: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., can_fit_output: _Optional[bool] = ..., body_user: _Optional[str] = ...) -> None: ...
 
 class CheckResponse(_message.Message):
     __slots__ = ("request_id", "decision", "denials", "remaining_usd", "remaining_nanos", "held_nanos", "hold_expire_time", "tenant_id", "user_id", "api_key_id", "duplicate", "retry_after_ms", "fit_output_tokens")
@@ -108,7 +110,7 @@ class RenewHoldsResponse(_message.Message):
     def __init__(self, hold_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., missing_request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeductRequest(_message.Message):
-    __slots__ = ("request_id", "provider", "items", "outcome", "estimated", "provider_cost_usd", "start_time", "end_time", "api_key_sha256", "user_id", "tenant_id", "tags", "session_id")
+    __slots__ = ("request_id", "provider", "items", "outcome", "estimated", "provider_cost_usd", "start_time", "end_time", "api_key_sha256", "user_id", "tenant_id", "tags", "session_id", "body_user")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +131,7 @@ class DeductRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    BODY_USER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     provider: str
     items: _containers.RepeatedCompositeFieldContainer[_metering_pb2.UsageItem]
@@ -142,7 +145,8 @@ class DeductRequest(_message.Message):
     tenant_id: str
     tags: _containers.ScalarMap[str, str]
     session_id: str
-    def __init__(self, request_id: _Optional[str] = ..., provider: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_metering_pb2.UsageItem, _Mapping]]] = ..., outcome: _Optional[_Union[_metering_pb2.Outcome, str]] = ..., estimated: _Optional[bool] = ..., provider_cost_usd: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ...) -> None: ...
+    body_user: str
+    def __init__(self, request_id: _Optional[str] = ..., provider: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_metering_pb2.UsageItem, _Mapping]]] = ..., outcome: _Optional[_Union[_metering_pb2.Outcome, str]] = ..., estimated: _Optional[bool] = ..., provider_cost_usd: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., body_user: _Optional[str] = ...) -> None: ...
 
 class DeductResponse(_message.Message):
     __slots__ = ("request_id", "cost_usd", "cost_nanos", "input_cost_nanos", "output_cost_nanos", "other_cost_nanos", "postings", "remaining_usd", "overage_nanos", "duplicate", "alerts", "remaining_nanos", "hold_shortfall_nanos", "unpriced", "unchecked")

@@ -129,12 +129,17 @@ def _decide(
     keys: Sequence[BalanceKey],
 ) -> CheckAnswer | Waiting:
     price = context.price_of(subject.tenant_id, call.provider, call.model, "", context.now)
-    estimate = rules.estimate_of(
-        price,
-        context.policy,
-        call.input_tokens_estimate,
-        call.max_output_tokens,
-        _usual_nanos(call, subject, context, budgets),
+    plain = not call.model and not call.input_tokens_estimate
+    estimate = (
+        rules.NOTHING
+        if plain
+        else rules.estimate_of(
+            price,
+            context.policy,
+            call.input_tokens_estimate,
+            call.max_output_tokens,
+            _usual_nanos(call, subject, context, budgets),
+        )
     )
     grants = context.active_grants(subject, context.now)
     verdicts = _verdicts(budgets, keys, subject, context, estimate, grants)
@@ -145,7 +150,7 @@ def _decide(
         if fitted is not None:
             estimate = rules.estimate_of(price, context.policy, call.input_tokens_estimate, fitted)
             verdicts = _verdicts(budgets, keys, subject, context, estimate, grants)
-    denials = rules.general_denials(budgets, context.policy, priced=price is not None)
+    denials = rules.general_denials(budgets, context.policy, priced=plain or price is not None)
     denials += [verdict.denial for verdict in verdicts if verdict.denial and rules.binds(verdict.budget)]
     in_the_way = [v for v in verdicts if v.denial and rules.binds(v.budget)] + _queued(
         call, context, verdicts

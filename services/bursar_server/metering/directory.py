@@ -186,7 +186,16 @@ def _user_of(ref: PrincipalRef, keys: Mapping[str, tuple[Any, ...]]) -> str:
         return ref.user
     if ref.user and key[5]:
         return ref.user
+    if _names_user(ref, key):
+        return ref.body_user
     return str(key[3]) if key[3] else ""
+
+
+def _names_user(ref: PrincipalRef, key: tuple[Any, ...] | None) -> bool:
+    """Whether a reference names the user it acts for, and may."""
+    if key is None:
+        return bool(ref.user)
+    return bool(key[5] and (ref.user or (ref.body_user and key[8])))
 
 
 def _subject(
@@ -199,7 +208,8 @@ def _subject(
 ) -> Subject:
     problem: Problem | None = None
     new_email = ""
-    names_user = bool(ref.user) and (key is None or key[5])
+    names_user = _names_user(ref, key)
+    named = ref.user or ref.body_user
     if tenant_status != "ACTIVE":
         problem = Problem.TENANT_SUSPENDED
     elif key is not None and key[7]:
@@ -207,8 +217,8 @@ def _subject(
     elif key is not None and ref.user and not key[5]:
         problem = Problem.USER_NOT_ALLOWED
     elif user is None and names_user:
-        if "@" in ref.user:
-            new_email = ref.user
+        if "@" in named:
+            new_email = named
         else:
             problem = Problem.USER_UNKNOWN
     elif user is not None and user[2] != "ACTIVE":

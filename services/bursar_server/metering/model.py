@@ -38,11 +38,15 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class PrincipalRef:
-    """How a request names its principal: a key's hash, a user (id or e-mail), a tenant (id or name)."""
+    """How a request names its principal: a key's hash, a user (id or e-mail), a tenant (id or name).
+
+    `body_user` is what the body of the app's request names; only keys with `trust_user_field` believe it.
+    """
 
     api_key_sha256: str = ""
     user: str = ""
     tenant: str = ""
+    body_user: str = ""
 
     @property
     def empty(self) -> bool:

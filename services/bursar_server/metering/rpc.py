@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
@@ -143,9 +144,14 @@ def principal_of(
     if user:
         found = fields.user_ref(user, "user_id")
         user = str(found)
+    body_user = ""
+    if not user and not isinstance(message, pb.ReleaseHoldRequest) and message.body_user:
+        # It is the app's own field and may hold anything: what names nobody is left aside.
+        with suppress(BursarError):
+            body_user = str(fields.user_ref(message.body_user, "body_user"))
     tenant = fields.text(message.tenant_id, "tenant_id", max_length=200)
     # A key says its tenant itself: two ways to name one principal would be two entries of the directory.
-    return PrincipalRef(digest, user, "" if digest else tenant)
+    return PrincipalRef(digest, user, "" if digest else tenant, body_user if digest else "")
 
 
 def check_call(message: pb.CheckRequest, caller: Caller, deadline: float | None) -> CheckCall:

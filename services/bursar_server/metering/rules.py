@@ -141,6 +141,10 @@ def estimate_of(
     return Estimate(input_tokens, most, expected, None, None, False)
 
 
+# A call of no model: it passes while something remains, and holds nothing.
+NOTHING = Estimate(0, 0, 0, 0, 0, False)
+
+
 def applicable(subject: Subject, tags: Mapping[str, str]) -> list[Budget]:
     """Return the budgets that count a call: those of its principal, and those of its tags (S1, S2)."""
     return [

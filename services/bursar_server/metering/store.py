@@ -130,10 +130,13 @@ def versions_of(connection: Connection[Row], tenant_ids: Sequence[UUID]) -> dict
 
 
 def keys_by_sha256(connection: Connection[Row], digests: Sequence[str]) -> dict[str, Row]:
-    """Return (tenant, key, masked key, user, service account, act for users, default tags, revoked) by key hash."""
+    """Return rows by key hash.
+
+    Each has tenant, key, masked key, user, service account, act for users, default tags, revoked, trust user field.
+    """
     rows = connection.execute(
         "SELECT key_sha256, tenant_id, api_key_id, masked_key, user_id, service_account, act_for_users, default_tags,"
-        " revoke_time IS NOT NULL FROM api_keys WHERE key_sha256 = ANY(%s)",
+        " revoke_time IS NOT NULL, trust_user_field FROM api_keys WHERE key_sha256 = ANY(%s)",
         (list(digests),),
     ).fetchall()
     return {row[0]: row[1:] for row in rows}
