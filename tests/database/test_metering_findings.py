@@ -175,7 +175,7 @@ async def test_many_full_budgets_starve_no_other(ledger: Ledger) -> None:
 
 
 async def test_a_batch_of_late_deducts_of_many_users(ledger: Ledger) -> None:
-    """S16, S18: what an outbox replays after its leases have ended is taken, however many budgets it counts on."""
+    """S16, S18: what an outbox replays after its holds have expired is taken, however many budgets it counts on."""
     keys = []
     for number in range(40):
         user = ledger.user(f"u{number}@example.com")
@@ -239,7 +239,7 @@ async def test_a_grant_that_gets_money_back_can_be_spent_again(ledger: Ledger) -
     assert (await ledger.check(key)).allowed
 
 
-async def test_a_late_deduct_of_a_released_lease_counts_where_its_check_did(ledger: Ledger) -> None:
+async def test_a_late_deduct_of_a_released_call_counts_where_its_check_did(ledger: Ledger) -> None:
     """S1, S12, S14: with on_lease_expiry RELEASE too, a late Deduct counts on what matched at its Check."""
     alice = ledger.user("alice@example.com")
     key = ledger.key(alice)
