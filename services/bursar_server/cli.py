@@ -77,7 +77,7 @@ def configured(*names: str) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
-@command.command()
+@command.command(short_help="The control plane alone.")
 @configured()
 def serve(config: Config) -> None:
     """Run the control plane alone.
@@ -90,7 +90,7 @@ def serve(config: Config) -> None:
     sys.exit(process.run(process.serve(config, os.environ, tell)))
 
 
-@command.command()
+@command.command(short_help="Everything on this machine, until Ctrl-C.")
 @click.option(
     "--sidecar-listen",
     envvar="BURSAR_SIDECAR_LISTEN",
@@ -118,7 +118,7 @@ def up(config: Config, sidecar_listen: str) -> None:
     sys.exit(process.run(run_up(config, address, os.environ, tell)))
 
 
-@command.command()
+@command.command(short_help="Bring the database to this version's schema.")
 @configured("BURSAR_DATABASE_URL", "BURSAR_DATA_DIR")
 def migrate(config: Config) -> None:
     """Bring the database to the schema of this version; a start of the control plane does it too."""
@@ -127,7 +127,7 @@ def migrate(config: Config) -> None:
     sys.exit(process.run(process.reported(process.migrate(config, tell), config, tell)))
 
 
-@command.group()
+@command.group(short_help="Access tokens for people and programs.")
 def token() -> None:
     """Access tokens: for people, for automation and for sidecars."""
 
@@ -180,7 +180,7 @@ def create_token(
     sys.exit(process.run(process.reported(work, config, tell)))
 
 
-@command.command()
+@command.command(short_help="What is wrong here, and how to mend it.")
 @configured()
 def doctor(config: Config) -> None:
     """Look for what is wrong with this installation, and say how to mend it; ends with 1 where something is.
@@ -193,7 +193,7 @@ def doctor(config: Config) -> None:
     sys.exit(run_doctor(config, SystemClock(), click.echo))
 
 
-@command.command()
+@command.command(short_help="A guided walk on a throw-away installation.")
 def demo() -> None:
     """Walk through it on a throw-away installation: budget, calls, alert, 402, grant, call again, statement."""
     from bursar_server.demo import run_demo

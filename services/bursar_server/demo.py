@@ -233,5 +233,5 @@ def run_demo(out: TextIO) -> int:
     except DemoFailedError as error:
         sys.stderr.write(f"\ndemo failed: {error}\n")
         return 1
-    out.write("\nNext: `make up`, and the README.\n")
+    out.write("\nNext: `bursar up` (in a clone, `make up`), and the README.\n")
     return 0

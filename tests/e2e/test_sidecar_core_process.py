@@ -76,7 +76,8 @@ async def test_a_kill_at_any_instant_loses_no_charge_and_no_call_is_charged_twic
             await until(lambda: answered <= service.records.keys())
             sent = len(upstream.heard)
             # Of a call that was sent and not deducted the hold is left to its lease, which charges the estimate.
-            await until(lambda: len(service.records) + len(service.holds) == sent, 10)
+            # So is that of a call that was journaled as sent and killed before it reached the provider.
+            await until(lambda: sent <= len(service.records) + len(service.holds) <= sent + 2 * 20, 10)
     assert service.accounts[next(iter(service.accounts))].spent_nanos == 12_000 * len(service.records)
     assert not set(service.released) & service.records.keys()
 

@@ -115,6 +115,8 @@ def _connected(url: str) -> Iterator[psycopg.Connection[Any]]:
     try:
         with psycopg.connect(autocommit=True, **parameters) as connection:
             yield connection
+    except psycopg.OperationalError as error:
+        raise DatabaseStartError(f"cannot reach the database: {error}") from error
     except psycopg.Error as error:
         raise DatabaseStartError(f"the database cannot be migrated: {error}") from error
 
