@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help up demo test check check-format check-lint check-types check-proto check-generated \
-        check-imports format generate lock coverage-rows bench-weight clean
+        check-imports format generate lock coverage-rows bench bench-weight clean
 
 help: ## Show this list
 	@echo "Bursar: what you can run here. The first command sets up $(VENV) by itself."
@@ -82,6 +82,9 @@ lock: $(VENV)/.ready ## Resolve pyproject.toml anew into requirements.lock (need
 
 coverage-rows: $(VENV)/.ready ## Run the tests and list which rows of docs/requirements.md and docs/semantics.md they prove
 	@$(PY) tools/coverage_rows.py
+
+bench: $(VENV)/.ready ## Measure speed, processor time and memory beside pgbench and a plain proxy (about 6 minutes)
+	@$(PY) -m bench
 
 bench-weight: $(VENV)/.ready ## Install the sidecar alone in a bare environment: what it weighs
 	@$(PY) tools/bench_weight.py
