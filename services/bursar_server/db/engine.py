@@ -28,6 +28,12 @@ _LANE_SETTINGS = {
     "idle_in_transaction_session_timeout": "2s",
     "statement_timeout": "5s",
     "lock_timeout": "500ms",
+    # Every statement of a lane finds its rows by their keys, however large or badly estimated the tables are.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
 }
 
 
