@@ -49,6 +49,7 @@ from bursar_server.usage.rpc import UsageRpc
 from bursar_server.usage.service import UsageService
 from bursar_server.users.rpc import UserRpc
 from bursar_server.users.service import UserService
+from bursar_server.verify.service import SNAPSHOT_MS, VerifyService
 
 POSTGRES_FOLDER = "postgres"
 PARTITION_INTERVAL_S = 3600.0
@@ -121,17 +122,24 @@ def build_rooms(engine: Engine, clock: Clock, default_daily_budget_nanos: int | 
 
 
 @asynccontextmanager
-async def database_of(config: Config, on_exit: Callable[[int], None] | None = None) -> AsyncIterator[str]:
-    """Give the URL of the database to use, migrated: the one named, or the embedded one, started and stopped here."""
+async def database_of(
+    config: Config,
+    on_exit: Callable[[int], None] | None = None,
+    prepare: Callable[[str], None] = migrate.prepare,
+) -> AsyncIterator[str]:
+    """Give the URL of the database to use: the one named, or the embedded one, started and stopped here.
+
+    It is migrated, unless `prepare` does something else.
+    """
     if config.database_url:
-        await asyncio.to_thread(migrate.prepare, config.database_url)
+        await asyncio.to_thread(prepare, config.database_url)
         yield config.database_url
         return
     config.data_dir.mkdir(parents=True, exist_ok=True)
     server = EmbeddedPostgres(config.data_dir / POSTGRES_FOLDER, on_exit=on_exit)
     url = await asyncio.to_thread(server.start)
     try:
-        await asyncio.to_thread(migrate.prepare, url)
+        await asyncio.to_thread(prepare, url)
         yield url
     finally:
         await asyncio.to_thread(server.stop)
@@ -144,6 +152,22 @@ async def rooms_of(config: Config) -> AsyncIterator[Rooms]:
         engine = build_engine(url, pool_size=2)
         try:
             yield build_rooms(engine, SystemClock(), config.default_daily_budget_nanos)
+        finally:
+            await engine.dispose()
+
+
+@asynccontextmanager
+async def proof_of(config: Config) -> AsyncIterator[VerifyService]:
+    """Give the proof of a database's books; nothing is migrated, and a schema of another version is refused."""
+    async with database_of(config, prepare=migrate.require_current) as url:
+        engine = build_engine(
+            url,
+            pool_size=1,
+            statement_timeout_ms=SNAPSHOT_MS,
+            application_name="bursar-verify",
+        )
+        try:
+            yield VerifyService(engine=engine, clock=SystemClock())
         finally:
             await engine.dispose()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import uvloop
 
-from bursar_server.bootstrap import POSTGRES_FOLDER, database_of, rooms_of, running_control_plane
+from bursar_server.bootstrap import POSTGRES_FOLDER, database_of, proof_of, rooms_of, running_control_plane
 from bursar_server.config import Config
 from bursar_server.db.embedded.running import url_of_running
 from bursar_server.db.migrate import current_revision
@@ -24,6 +24,8 @@ from bursar_server.kit.clock import SystemClock
 from bursar_server.kit.errors import BursarError
 from bursar_server.rpc.listen import AddressInUseError, bind
 from bursar_server.telemetry import set_up_logging, telemetry_of
+from bursar_server.verify.model import Scope
+from bursar_server.verify.screen import Screen
 
 # Objects that live as long as the process are left out of every collection, and collections are rare.
 _GC_THRESHOLD = 50_000
@@ -165,3 +167,20 @@ async def make_token(
     tell(f"A token with the role {token.role.lower()}, {until}. It is shown this once; send it as a header:")
     tell("  Authorization: Bearer <token>")
     return 0
+
+
+async def verify(config: Config, scope: Scope, screen: Screen) -> int:
+    """Check the books against themselves; return 0 where they are clean, 1 where not, 2 where it could not be done."""
+    joined_config = joined(config)
+    folder = config.data_dir / POSTGRES_FOLDER
+    if not joined_config.database_url and not folder.exists():
+        screen.failure(f"there is no database in {config.data_dir}; name one with BURSAR_DATABASE_URL")
+        return 2
+    try:
+        async with proof_of(joined_config) as proof:
+            outcome = await proof.run(scope, screen.difference, screen.progress)
+    except START_ERRORS as error:
+        screen.failure(why_not_started(error, config))
+        return 2
+    screen.outcome(outcome)
+    return 0 if outcome.clean else 1

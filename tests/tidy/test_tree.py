@@ -72,6 +72,7 @@ FEATURES = {
     "tokens",
     "usage",
     "users",
+    "verify",
 }
 FEATURE_FILES = {"__init__.py", "README.md", "model.py", "rules.py", "service.py", "store.py", "rpc.py"}
 
@@ -94,6 +95,8 @@ FEATURE_EXTRAS: dict[str, set[str]] = {
     # The rows of the batch's statements, and the translation of the catalogue's data, are long enough for their own files.
     "ledger": {"rows.py"},
     "pricing": {"catalogue.py", "patterns.py"},
+    # The proof of the books is a service of several checks, with more SQL than one file holds, and a screen of its own.
+    "verify": {"accounts.py", "calls.py", "proofs.py", "rollups.py", "screen.py", "statements.py", "work.py"},
 }
 
 TEST_FOLDERS = {"contract", "database", "e2e", "golden", "support", "tidy", "unit"}

@@ -30,9 +30,10 @@ def test_help_teaches_what_to_run_first() -> None:
         "bursar-sidecar",
         "bursar token create",
         "bursar doctor",
+        "bursar verify",
     ):
         assert name in text
-    assert set(command.commands) == {"up", "serve", "migrate", "token", "doctor", "demo"}
+    assert set(command.commands) == {"up", "serve", "migrate", "token", "doctor", "verify", "demo"}
 
 
 @pytest.mark.parametrize("name", ["up", "serve", "doctor"])

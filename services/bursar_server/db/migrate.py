@@ -34,6 +34,22 @@ def prepare(url: str) -> None:
     upgrade(url)
 
 
+def require_current(url: str) -> None:
+    """Refuse a database whose schema is not that of this version, without changing anything.
+
+    Raises:
+        DatabaseStartError: it is another one, or the database cannot be reached.
+
+    """
+    current, head = current_revision(url), head_revision()
+    if current != head:
+        _refuse_unknown(current)
+        raise DatabaseStartError(
+            f"the database's schema is at {current or 'nothing'}, and this version of Bursar needs {head}:"
+            " run `bursar migrate` first"
+        )
+
+
 def upgrade(url: str) -> str | None:
     """Apply the migrations that the database lacks, one transaction each; return its revision.
 
