@@ -56,6 +56,14 @@ def attribution_of(headers: CIMultiDictProxy[str], body_tags: Mapping[str, str])
     )
 
 
+def body_user_of(user: str | None) -> str:
+    """Return the user that a body names, as it can be sent; empty where it cannot be any user of ours.
+
+    The field is the provider's: what apps put there is never a reason to refuse a call.
+    """
+    return user if user and len(user) <= USER_MAX_CHARACTERS and _sound(user) else ""
+
+
 def _pairs(value: str) -> list[tuple[str, str]]:
     """Read `team=core,project=x`; commas, equal signs and the like inside are percent-encoded."""
     pairs: list[tuple[str, str]] = []

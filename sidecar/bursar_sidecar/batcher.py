@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 #: The control plane takes no more in one request.
 BATCH_MAX_ITEMS = 256
-#: A batch that takes longer than this no longer keeps others from going: one of its Checks may be waiting for a hold.
+#: A batch that takes longer than this no longer keeps others from going.
 PATIENCE_S = 0.05
 _BATCHES_MAX = 32
 

@@ -13,6 +13,7 @@ from bursar.v1.metering_service_pb2 import (
     BatchCheckResult,
     BatchDeductResponse,
     BatchDeductResult,
+    CheckResponse,
     ReleaseHoldRequest,
     RenewHoldsRequest,
     RenewHoldsResponse,
@@ -31,6 +32,8 @@ _PASSING = frozenset(
 _TOKEN_CODES = frozenset({"unauthenticated", "permission_denied"})
 #: While nothing gets through, one request tries again this often; the others are not kept waiting.
 _PROBE_EVERY_S = 0.25
+#: The longest that a budget lets a call wait for other calls' holds (max_wait_ms), and what the way there may take.
+_WAIT_TIMEOUT_S = 65.0
 #: For how long an answer proves that the control plane is there.
 FRESH_S = 15.0
 
@@ -149,6 +152,19 @@ class ControlPlane:
         finally:
             self._probing = False
         return _as_many(BatchCheckResponse.FromString(data).results, len(checks))
+
+    async def wait(self, check: bytes) -> CheckResponse:
+        """Ask one Check, given in wire format, that waits for other calls' holds. Raises as `check`."""
+        self._counts.check_waits += 1
+        if self.failing:
+            raise UnreachableError("the control plane does not answer", seen=False)
+        try:
+            data = await self._call("Check", check, _WAIT_TIMEOUT_S)
+        except UnreachableError as error:
+            if error.late:
+                raise
+            data = await self._call("Check", check, _WAIT_TIMEOUT_S)
+        return CheckResponse.FromString(data)
 
     async def deduct(self, deducts: Sequence[bytes]) -> Sequence[BatchDeductResult]:
         """Send several Deducts, given in wire format; one result for each. Raises as `check`, but always tries."""

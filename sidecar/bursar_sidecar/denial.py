@@ -18,11 +18,12 @@ from bursar_sidecar.providers.base import Dialect, InvalidTags, Problem
 RETRY_MAX_SECONDS = 60
 
 BUDGET_CODE = "BUDGET_CAP_HARD"
+HELD_CODE = "BUDGET_HELD"
 
 #: Status and type by the code of a denial.
 _BY_CODE = {
     BUDGET_CODE: (402, "insufficient_budget"),
-    "BUDGET_HELD": (429, "rate_limit_error"),
+    HELD_CODE: (429, "rate_limit_error"),
     "RATE_LIMITED": (429, "rate_limit_error"),
     "KEY_UNKNOWN": (401, "authentication_error"),
     "KEY_REVOKED": (403, "permission_error"),
@@ -74,6 +75,13 @@ def denied(denials: Sequence[Denial], now: datetime) -> Problem:
         _budget_message(first) if status == 402 else first.message or f"The call was denied: {first.code}."
     )
     return Problem(status, first.code, kind, message, should_retry=False, details=details)
+
+
+def output_too_short() -> Problem:
+    """Return the problem of a call whose budget pays for fewer output tokens than the call can be made with."""
+    message = "budget exhausted: what is left pays for fewer output tokens than this call needs."
+    details: dict[str, object] = {"retryable": False}
+    return Problem(402, BUDGET_CODE, "insufficient_budget", message, should_retry=False, details=details)
 
 
 def unauthenticated() -> Problem:
@@ -151,7 +159,7 @@ def _status_and_type(denial: Denial) -> tuple[int, str]:
 
 def _wait(status: int, kind: str, denial: Denial, details: dict[str, object], now: datetime) -> Problem:
     seconds = 1
-    if denial.code != "BUDGET_HELD" and denial.HasField("period_reset_time"):
+    if denial.code != HELD_CODE and denial.HasField("period_reset_time"):
         opens = denial.period_reset_time.ToDatetime(UTC)
         seconds = max(math.ceil((opens - now).total_seconds()), 1)
     soon = seconds <= RETRY_MAX_SECONDS

@@ -287,12 +287,15 @@ class Exchange:
 
     def _head(self, *, keep_length: bool) -> CIMultiDict[str]:
         assert self._upstream is not None  # noqa: S101
-        return header.app_headers(
+        headers = header.app_headers(
             self._upstream.headers,
             self._call.request_id,
             keep_length=keep_length,
             decoded=self._decoder is not None,
         )
+        if self._call.fit_output_tokens is not None:
+            headers[header.FIT_OUTPUT_TOKENS] = str(self._call.fit_output_tokens)
+        return headers
 
     def _read_so_far(self) -> Reader:
         """Return the answer's reader, or one that has seen nothing."""

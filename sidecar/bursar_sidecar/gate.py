@@ -44,10 +44,20 @@ _PING_EVERY_S = 1.0
 class OpenCall:
     """One call that was let through, until it is settled or released.
 
-    `held` says that a hold stands for it; none does where nobody could be asked (policy OPEN).
+    `held` says that a hold stands for it; none does where nobody could be asked (policy OPEN). `fit_output_tokens` is
+    the most that it may generate where that is less than it asked for.
     """
 
-    __slots__ = ("ask", "closed", "held", "opened_at", "raw_id", "request_id", "start_ns")
+    __slots__ = (
+        "ask",
+        "closed",
+        "fit_output_tokens",
+        "held",
+        "opened_at",
+        "raw_id",
+        "request_id",
+        "start_ns",
+    )
 
     def __init__(self, request_id: str, ask: Ask, opened_at: float) -> None:
         self.request_id = request_id
@@ -56,6 +66,7 @@ class OpenCall:
         self.opened_at = opened_at
         self.held = False
         self.closed = False
+        self.fit_output_tokens: int | None = None
         self.start_ns = 0
 
 
@@ -148,6 +159,9 @@ class Gate:
             return denial.invalid_request("the model, a tag or the session is not sound text")
         try:
             result = await self._checks.ask((call, payload))
+            if result.HasField("check") and _waits(result.check):
+                # Only other calls' holds are in the way: this Check waits for them, and no batch waits with it.
+                return await self._control_plane.wait(payload)
         except UnreachableError as error:
             return self._unasked(call, seen=error.seen)
         except (TokenRefusedError, RequestRefusedError, OutboxWriteError):
@@ -172,6 +186,8 @@ class Gate:
             return denial.denied(response.denials, self._now())
         if response.HasField("hold_expire_time"):
             self._learn_lease(response.hold_expire_time.ToNanoseconds())
+        if response.HasField("fit_output_tokens"):
+            call.fit_output_tokens = response.fit_output_tokens
         call.held = True
         return call
 
@@ -366,3 +382,9 @@ class Gate:
         await self._deducts.drained()
         await self._replayer.drained()
         await self._sync()
+
+
+def _waits(response: CheckResponse) -> bool:
+    """Return whether the answer of a batch leaves a call to wait (contract: BatchCheck never does)."""
+    denials = response.denials
+    return bool(denials) and denials[0].code == denial.HELD_CODE and denials[0].retryable

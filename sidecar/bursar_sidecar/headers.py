@@ -30,6 +30,7 @@ _IDENTITY = "identity"
 REQUEST_ID = istr("x-bursar-request-id")
 COST_USD = istr("x-bursar-cost-usd")
 REMAINING_USD = istr("x-bursar-remaining-usd")
+FIT_OUTPUT_TOKENS = istr("x-bursar-fit-output-tokens")
 CONTENT_LENGTH = istr("Content-Length")
 CONTENT_ENCODING = istr("Content-Encoding")
 CONTENT_TYPE = istr("Content-Type")

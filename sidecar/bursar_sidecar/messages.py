@@ -25,7 +25,8 @@ _UNKNOWN_OUTPUT_TOKENS = 1024
 class Ask:
     """Who wants to call what: what a Check asks and a Deduct repeats.
 
-    `provider` is its name in prices, `user_id` names the user that the key acts for, if it may.
+    `provider` is its name in prices, `user_id` names the user that the key acts for, if it may; `body_user` is whom the
+    request's own body names. `can_fit_output`: a lower output limit can be put on the request.
     """
 
     key_sha256: str
@@ -36,6 +37,8 @@ class Ask:
     tags: Mapping[str, str] = field(default_factory=dict)
     session_id: str = ""
     user_id: str = ""
+    body_user: str = ""
+    can_fit_output: bool = False
 
 
 def check_payload(request_id: str, ask: Ask) -> bytes:
@@ -50,6 +53,8 @@ def check_payload(request_id: str, ask: Ask) -> bytes:
         max_output_tokens=ask.max_output_tokens,
         tags=ask.tags,
         session_id=ask.session_id,
+        can_fit_output=ask.can_fit_output,
+        body_user=ask.body_user,
     ).SerializeToString()
 
 
@@ -68,6 +73,7 @@ def deduct_payload(request_id: str, ask: Ask, metered: Metered, start_ns: int, e
         user_id=ask.user_id,
         tags=ask.tags,
         session_id=ask.session_id,
+        body_user=ask.body_user,
     ).SerializeToString()
 
 

@@ -9,7 +9,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from multidict import istr
 
 from bursar_sidecar import denial
-from bursar_sidecar.attribution import AttributionError, attribution_of
+from bursar_sidecar.attribution import AttributionError, attribution_of, body_user_of
 from bursar_sidecar.credentials import (
     Caller,
     caller_of,
@@ -19,6 +19,7 @@ from bursar_sidecar.credentials import (
     without_credentials,
 )
 from bursar_sidecar.exchange import Exchange, Forward, Terms, refusal
+from bursar_sidecar.gate import OpenCall
 from bursar_sidecar.headers import upstream_headers
 from bursar_sidecar.ids import RequestIds
 from bursar_sidecar.messages import Ask
@@ -122,12 +123,29 @@ class Proxy:
             tags=said.tags,
             session_id=said.session_id,
             user_id=said.user_id,
+            body_user=body_user_of(asked.user),
+            can_fit_output=asked.fits_output,
         )
         opened = await self._terms.gate.open_call(ask, request_id)
         if isinstance(opened, Problem):
             return self._refuse(dialect, opened, request_id, asked.stream)
+        if opened.fit_output_tokens is not None:
+            fitted = self._fitted(dialect, asked, opened, opened.fit_output_tokens)
+            if fitted is None:
+                return self._refuse(dialect, denial.output_too_short(), opened.request_id, asked.stream)
+            asked = fitted
         forward = self._forward(request, route, caller, query, asked)
         return Exchange(self._terms, request, forward, opened)
+
+    def _fitted(self, dialect: Dialect, asked: ApiCall, call: OpenCall, tokens: int) -> ApiCall | None:
+        """Return the request with the output limit that was allowed; the call is released where that cannot be."""
+        fitted = None
+        try:
+            fitted = dialect.with_output_limit(asked, tokens)
+        finally:
+            if fitted is None:
+                self._terms.gate.release(call)
+        return fitted
 
     def _forward(
         self, request: web.BaseRequest, route: Route, caller: Caller, query: str, asked: ApiCall

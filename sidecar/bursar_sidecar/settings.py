@@ -226,7 +226,7 @@ SETTINGS: tuple[Setting, ...] = (
         "--check-timeout-ms",
         "7000",
         "ms",
-        "How long a Check may take (5 s, and 2 s that it may wait for other calls' holds).",
+        "How long a Check may take. One that waits for other calls' holds may take 65 s, whatever this says.",
         _whole(10, _HOUR_MS),
     ),
     Setting(

@@ -26,6 +26,7 @@ class Counts:
     upstream_errors: Counter[str] = field(default_factory=Counter)  # by kind
     checks: int = 0
     check_batches: int = 0
+    check_waits: int = 0
     deducts: int = 0
     deduct_batches: int = 0
     deducts_late: int = 0
@@ -52,6 +53,7 @@ _COUNTERS: tuple[tuple[str, str, str, str], ...] = (
     ("upstream_errors", "upstream_errors", "kind", "Upstreams that could not be reached or broke off."),
     ("checks", "checks", "", "Checks asked."),
     ("check_batches", "check_batches", "", "BatchCheck requests that carried them."),
+    ("check_waits", "check_waits", "", "Checks that waited for other calls' holds."),
     ("deducts", "deducts", "", "Deducts committed, replayed ones included."),
     ("deduct_batches", "deduct_batches", "", "BatchDeduct requests that carried them."),
     (

@@ -41,6 +41,8 @@ class Findings:
 
 def count(value: object) -> int:
     """Return `value` as a number of units: a whole number from 0 to COUNT_MAX, else 0 (not reported)."""
+    if type(value) is int:  # nearly always; `bool` is another type
+        return value if 0 <= value <= COUNT_MAX else 0
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return 0
     if not 0 <= value <= COUNT_MAX:  # NaN is in no range

@@ -27,6 +27,7 @@ NANOS_PER_TOKEN = 1000
 TOKEN = "bat_sidecar"
 KEY = "bur_" + "k" * 43
 INVALID_ARGUMENT, ALREADY_EXISTS, UNAVAILABLE = 3, 6, 14
+HELD = metering_pb2.Denial(code="BUDGET_HELD", reason="insufficient_budget", retryable=True)
 
 
 @dataclass
@@ -55,6 +56,11 @@ class FakeControlPlane(MeteringService):
     deduct_batches: list[int] = field(default_factory=list)
     records: dict[str, pb.DeductRequest] = field(default_factory=dict)
     charges: dict[str, int] = field(default_factory=dict)
+    held: bool = False  # BatchCheck answers BUDGET_HELD; Check waits for `freed`
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+    waits: list[pb.CheckRequest] = field(default_factory=list)
+    wait_timeouts_ms: list[str | None] = field(default_factory=list)
+    fit_output_tokens: int | None = None
     duplicates: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     renewed: list[list[str]] = field(default_factory=list)
@@ -73,6 +79,17 @@ class FakeControlPlane(MeteringService):
         self.check_batches.append(len(request.checks))
         await asyncio.sleep(self.check_delay_s)
         return pb.BatchCheckResponse(results=[self._check(one) for one in request.checks])
+
+    async def check(self, request: pb.CheckRequest, ctx: Any, /) -> pb.CheckResponse:
+        self._admit(ctx)
+        self.waits.append(request)
+        self.wait_timeouts_ms.append(ctx.request_headers.get("connect-timeout-ms"))
+        if self.held:
+            await self.freed.wait()
+            self._admit(ctx)
+        response = pb.CheckResponse()
+        self._decide(request, response)
+        return response
 
     async def batch_deduct(self, request: pb.BatchDeductRequest, ctx: Any, /) -> pb.BatchDeductResponse:
         self._admit(ctx)
@@ -116,7 +133,12 @@ class FakeControlPlane(MeteringService):
             error.reason = errors_pb2.ERROR_REASON_REQUEST_ID_MISPLACED
             error.server_time.FromNanoseconds(self._now_ns())
             return result
-        self._decide(request, result.check)
+        if self.held and request.model != "free":
+            result.check.request_id = request.request_id
+            result.check.decision = metering_pb2.DECISION_DENY
+            result.check.denials.append(HELD)
+        else:
+            self._decide(request, result.check)
         return result
 
     def _decide(self, request: pb.CheckRequest, response: pb.CheckResponse) -> None:
@@ -137,6 +159,8 @@ class FakeControlPlane(MeteringService):
         self.holds[request.request_id] = request
         response.decision = metering_pb2.DECISION_ALLOW
         response.remaining_nanos = account.remaining_nanos
+        if request.can_fit_output and self.fit_output_tokens is not None:
+            response.fit_output_tokens = self.fit_output_tokens
         response.hold_expire_time.FromNanoseconds(self._now_ns() + int(self.lease_s * 1e9))
 
     def _deduct(self, request: pb.DeductRequest) -> pb.BatchDeductResult:

@@ -9,6 +9,7 @@ import orjson
 
 from bursar_sidecar.providers.base import ApiCall, Problem, Reader, Usage, UsageItem
 from bursar_sidecar.providers.json_scan import ANYWHERE
+from bursar_sidecar.providers.output_limit import lowered
 from bursar_sidecar.providers.readers import (
     Document,
     JsonShape,
@@ -165,16 +166,25 @@ class Anthropic:
         """Read a request; `POST …/messages` is metered, counting tokens and the rest are not."""
         metered = method == "POST" and path.rstrip("/").endswith("/messages")
         request = Request(body)
+        limit = positive(request.document.get("max_tokens")) if metered else None
         return ApiCall(
             api="anthropic.messages" if metered else "anthropic.other",
             metered=metered,
             model=text(request.document.get("model")),
             stream=request.document.get("stream") is True,
             input_tokens_estimate=request.input_tokens_estimate if metered else 0,
-            max_output_tokens=positive(request.document.get("max_tokens")) if metered else None,
+            max_output_tokens=limit,
             tags=request.tags,
             body=request.edited(),
+            fits_output=limit is not None,
         )
+
+    def with_output_limit(self, call: ApiCall, tokens: int) -> ApiCall | None:
+        """Return `call` with a lower `max_tokens`, which must stay above the thinking that was asked for."""
+        thinking = part((document(call.body) or {}).get("thinking"))
+        if tokens <= count(thinking.get("budget_tokens")):
+            return None
+        return replace(call, body=lowered(call.body, ("max_tokens",), tokens), max_output_tokens=tokens)
 
     def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
         """Return a fresh reader for the answer to `call`."""

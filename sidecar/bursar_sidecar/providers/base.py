@@ -80,7 +80,8 @@ class ApiCall:
 
     `metered`: an answer is expected to carry usage (generation, embeddings); any other path is a call without usage.
     `model` is "" when unknown. `body` is what goes upstream: byte for byte the app's, but for removed tags and an
-    inserted `include_usage`. `user` is OpenAI's field of that name.
+    inserted `include_usage`. `user` is OpenAI's field of that name. `fits_output`: `with_output_limit` can lower what
+    the model may generate.
     """
 
     api: str
@@ -93,6 +94,7 @@ class ApiCall:
     user: str | None = None
     body: bytes = b""
     usage_inserted: bool = False
+    fits_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,13 @@ class Dialect(Protocol):
 
         An odd body passes through with what is known of it. Raises InvalidTags where `metadata.tags` is an object
         with anything but text in it, for the app to hear as a 400.
+        """
+        ...
+
+    def with_output_limit(self, call: ApiCall, tokens: int) -> ApiCall | None:
+        """Return `call`, which `fits_output`, generating at most `tokens` over all its answers; else unchanged.
+
+        None where the API has no such call: fewer tokens than answers, or than the thinking asked for.
         """
         ...
 

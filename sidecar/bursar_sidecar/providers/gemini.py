@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import unquote
 
 import orjson
 
 from bursar_sidecar.providers.base import ApiCall, Problem, Reader
 from bursar_sidecar.providers.gemini_answers import ANSWER, ArrayReader, GeminiStream
-from bursar_sidecar.providers.readers import reader_for
+from bursar_sidecar.providers.output_limit import lowered
+from bursar_sidecar.providers.readers import document, reader_for
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.usage import count, part
 
 _PATH = re.compile(r"(?:^|/)(?:models|tunedModels|endpoints)/([^/:]+):(\w+)$")
 
+_EMBED = "gemini.embed_content"
+
+#: Both spellings of proto3 JSON, the usual one first.
+_CONFIGS = ("generationConfig", "generation_config")
+_LIMITS = ("maxOutputTokens", "max_output_tokens")
+
 #: Verbs of a model, each with the API's name here and whether an answer is metered.
 _VERBS = {
     "generateContent": ("gemini.generate_content", True),
     "streamGenerateContent": ("gemini.stream_generate_content", True),
-    "embedContent": ("gemini.embed_content", True),
-    "batchEmbedContents": ("gemini.embed_content", True),
+    "embedContent": (_EMBED, True),
+    "batchEmbedContents": (_EMBED, True),
     "countTokens": ("gemini.count_tokens", False),
 }
 
@@ -66,7 +74,17 @@ class Gemini:
             max_output_tokens=_max_output_tokens(api, request.document) if metered else None,
             tags=request.tags,
             body=request.edited(),
+            fits_output=metered and api != _EMBED and bool(request.document),
         )
+
+    def with_output_limit(self, call: ApiCall, tokens: int) -> ApiCall | None:
+        """Return `call` with a lower limit; it is per candidate, so that several candidates share `tokens`."""
+        candidates = _candidates(_config(document(call.body) or {}))
+        limit = tokens // candidates
+        if limit < 1:
+            return None
+        body = lowered(call.body, _LIMITS, limit, _CONFIGS)
+        return replace(call, body=body, max_output_tokens=limit * candidates)
 
     def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
         """Return a fresh reader; a stream that is not SSE is one JSON array."""
@@ -105,9 +123,16 @@ def _metadata_text(value: object) -> str:
 
 def _max_output_tokens(api: str, asked: Mapping[str, object]) -> int | None:
     """Return the most output tokens over all candidates; both spellings of proto3 JSON are read."""
-    if api == "gemini.embed_content":
+    if api == _EMBED:
         return 0
-    config = part(asked.get("generationConfig")) or part(asked.get("generation_config"))
+    config = _config(asked)
     limit = positive(config.get("maxOutputTokens")) or positive(config.get("max_output_tokens"))
-    candidates = count(config.get("candidateCount")) or count(config.get("candidate_count"))
-    return None if limit is None else limit * max(candidates, 1)
+    return None if limit is None else limit * _candidates(config)
+
+
+def _config(asked: Mapping[str, object]) -> Mapping[str, object]:
+    return part(asked.get("generationConfig")) or part(asked.get("generation_config"))
+
+
+def _candidates(config: Mapping[str, object]) -> int:
+    return max(count(config.get("candidateCount")) or count(config.get("candidate_count")), 1)

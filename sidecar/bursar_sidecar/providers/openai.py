@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import orjson
 
 from bursar_sidecar.providers.base import ApiCall, Problem, Reader
 from bursar_sidecar.providers.openai_chat import CHAT, ChatStream
 from bursar_sidecar.providers.openai_responses import RESPONSE, ResponseStream
-from bursar_sidecar.providers.readers import reader_for
+from bursar_sidecar.providers.output_limit import lowered
+from bursar_sidecar.providers.readers import document, reader_for
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.usage import count, text
 
@@ -21,6 +23,13 @@ OTHER = "openai.other"
 
 #: What a legacy completion is limited to when the request sets no `max_tokens` (API reference).
 _COMPLETIONS_DEFAULT_TOKENS = 16
+
+#: What each API calls its output limit; the first name is inserted where a request has none.
+_LIMITS = {
+    CHAT_COMPLETIONS: ("max_completion_tokens", "max_tokens"),
+    COMPLETIONS: ("max_tokens",),
+    RESPONSES: ("max_output_tokens",),
+}
 
 _APIS = (
     ("/chat/completions", CHAT_COMPLETIONS),
@@ -69,7 +78,17 @@ class OpenAI:
             user=text(asked.get("user")) or None,
             body=request.edited(),
             usage_inserted=inserted,
+            fits_output=api in _LIMITS and bool(asked),
         )
+
+    def with_output_limit(self, call: ApiCall, tokens: int) -> ApiCall | None:
+        """Return `call` with a lower limit; it is per choice, so that several choices share `tokens`."""
+        choices = 1 if call.api == RESPONSES else _choices(document(call.body) or {})
+        limit = tokens // choices
+        if limit < 1:
+            return None
+        body = lowered(call.body, _LIMITS[call.api], limit)
+        return replace(call, body=body, max_output_tokens=limit * choices)
 
     def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
         """Return a fresh reader for the answer to `call`."""
@@ -105,4 +124,8 @@ def _max_output_tokens(api: str, asked: Mapping[str, object]) -> int | None:
         limit = limit or _COMPLETIONS_DEFAULT_TOKENS
     elif api != CHAT_COMPLETIONS or limit is None:
         return None
-    return limit * max(count(asked.get("n")), count(asked.get("best_of")), 1)
+    return limit * _choices(asked)
+
+
+def _choices(asked: Mapping[str, object]) -> int:
+    return max(count(asked.get("n")), count(asked.get("best_of")), 1)
