@@ -1,6 +1,7 @@
 """The command `bursar`. What a command needs is imported when it runs: `--help` and a wrong setting answer at once."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -228,7 +229,8 @@ def verify(config: Config, tenant: str, since: datetime | None, as_json: bool) -
     from bursar_server.verify.screen import Screen
 
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    screen = Screen(sys.stdout, sys.stderr, SystemClock(), as_json=as_json, colour=colour)
+    width = shutil.get_terminal_size().columns
+    screen = Screen(sys.stdout, sys.stderr, SystemClock(), as_json=as_json, colour=colour, width=width)
     sys.exit(process.run(process.verify(config, Scope(tenant, since), screen)))
 
 

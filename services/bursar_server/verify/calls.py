@@ -134,8 +134,8 @@ def _posting_differences(tenant_id: UUID, row: Row) -> Iterator[Difference]:
         return Difference("I5", tenant_id, "call", ids, figure, "record", said, "entry", proved)
 
     if said_nanos is None or nanos is None:
-        said = "no posting" if said_nanos is None else int(said_nanos)
-        yield differs("posted_nanos", said, "no entry" if nanos is None else int(nanos))
+        said = "none" if said_nanos is None else int(said_nanos)
+        yield differs("posted_nanos", said, "none" if nanos is None else int(nanos))
         return
     if said_nanos != nanos:
         yield differs("posted_nanos", int(said_nanos), int(nanos))

@@ -13,13 +13,25 @@ _CLEAR_LINE = "\r\x1b[K"
 # How often progress is shown: on a terminal the line changes, elsewhere each time is a line more.
 _TERMINAL_EVERY_S = 0.1
 _LINES_EVERY_S = 5.0
+# What grows while somebody waits.
+_TOLD = ("entries", "calls", "audit events")
 
 
 class Screen:
-    """Shows one run. `colour` is for stdout; the line of progress changes in place where stderr is a terminal."""
+    """Shows one run.
+
+    `colour` is for stdout; the line of progress changes in place where stderr is a terminal, `width` characters wide.
+    """
 
     def __init__(
-        self, out: TextIO, err: TextIO, clock: Clock, *, as_json: bool = False, colour: bool = False
+        self,
+        out: TextIO,
+        err: TextIO,
+        clock: Clock,
+        *,
+        as_json: bool = False,
+        colour: bool = False,
+        width: int = 100,
     ) -> None:
         self._out = out
         self._err = err
@@ -27,7 +39,9 @@ class Screen:
         self._as_json = as_json
         self._colour = colour
         self._live = err.isatty()
+        self._started: float | None = None
         self._shown_at: float | None = None
+        self._width = width
         self._on_screen = False
         self._tenant = ""
 
@@ -35,14 +49,14 @@ class Screen:
         """Show how far it is, now and then."""
         self._tenant = progress.tenant
         now = self._clock.monotonic()
-        if self._shown_at is None:
-            self._shown_at = now
+        if self._started is None or self._shown_at is None:
+            self._started = self._shown_at = now
         every = _TERMINAL_EVERY_S if self._live else _LINES_EVERY_S
         if now - self._shown_at < every:
             return
         self._shown_at = now
-        line = progress_line(progress)
-        self._err.write(f"{_CLEAR_LINE}{line[:100]}" if self._live else f"{line}\n")
+        line = progress_line(progress, now - self._started)
+        self._err.write(f"{_CLEAR_LINE}{line[: self._width - 1]}" if self._live else f"{line}\n")
         self._err.flush()
         self._on_screen = self._live
 
@@ -67,7 +81,7 @@ class Screen:
         for invariant in INVARIANTS:
             number = outcome.differences.get(invariant.number, 0)
             state = self._in(_RED, f"{number:,} differ") if number else self._in(_GREEN, "holds")
-            self._write(f"  {invariant.number:<4} {invariant.says:<52} {state}")
+            self._write(f"  {invariant.number:<4} {invariant.says:<54} {state}")
         self._write("")
         for left_out in outcome.left_out:
             self._write(self._in(_DIM, f"Not looked at: {left_out}."))
@@ -93,11 +107,11 @@ class Screen:
         self._out.flush()
 
 
-def progress_line(progress: Progress) -> str:
-    """Return how far it is: whose books, what of them, and what has been looked at."""
-    looked_at = ", ".join(f"{number:,} {what}" for what, number in progress.counts.items() if number)
+def progress_line(progress: Progress, seconds: float) -> str:
+    """Return how far it is: whose books, what of them, what has been looked at, and how long it took."""
+    looked_at = ", ".join(f"{progress.counts[what]:,} {what}" for what in _TOLD if progress.counts.get(what))
     place = f"{progress.tenant} ({progress.tenants_done + 1} of {max(progress.tenants, progress.tenants_done + 1)})"
-    return f"{place}: {progress.doing}" + (f" · {looked_at}" if looked_at else "")
+    return " · ".join(filter(None, (f"{place}: {progress.doing}", looked_at, f"{seconds:.0f} s")))
 
 
 def difference_line(difference: Difference, tenant: str = "") -> str:
@@ -111,7 +125,7 @@ def difference_line(difference: Difference, tenant: str = "") -> str:
     ids = {"tenant": f"{tenant} {difference.tenant_id}".strip(), **difference.ids}
     named = "  ".join(f"{name.removesuffix('_id').replace('_', '-')} {value}" for name, value in ids.items())
     note = f"  ({difference.note})" if difference.note else ""
-    return f"{difference.invariant:<3} {what}: {figures}{note}  |  {named}"
+    return f"{difference.invariant:<4} {what}: {figures}{note}  |  {named}"
 
 
 def _amount(value: int | str, unit: str) -> str:
