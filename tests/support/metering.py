@@ -214,6 +214,7 @@ class Ledger:
         assert self.sql(HELD_DIFFERS) == []
         assert self.sql(RECORDS_DIFFER) == []
         assert self.sql(ROLLUPS_DIFFER) == []
+        assert self.sql(POSTINGS_DIFFER) == []
 
 
 BALANCES_DIFFER = """
@@ -233,15 +234,27 @@ SELECT b.budget_id, b.held_nanos, b.held_tokens FROM balances b WHERE (b.held_na
     WHERE l.i = b.budget_id AND l.p = b.period_key)"""
 RECORDS_DIFFER = """
 SELECT r.request_id, r.revision, r.cost_nanos, e.nanos FROM usage_records r LEFT JOIN ledger_entries e0 ON false
-    LEFT JOIN (SELECT op_id, revision, sum(amount_nanos) nanos FROM ledger_entries WHERE account = 'TENANT' GROUP BY 1, 2) e
-    ON e.op_id = r.request_id AND e.revision = r.revision
+    LEFT JOIN (SELECT tenant_id, op_id, revision, sum(amount_nanos) nanos FROM ledger_entries WHERE account = 'TENANT'
+    GROUP BY 1, 2, 3) e ON e.tenant_id = r.tenant_id AND e.op_id = r.request_id AND e.revision = r.revision
 WHERE r.cost_nanos <> coalesce(e.nanos, 0)
     OR r.cost_nanos <> r.input_cost_nanos + r.output_cost_nanos + r.other_cost_nanos"""
 ROLLUPS_DIFFER = """
-SELECT * FROM (SELECT (SELECT coalesce(sum(cost_nanos), 0) FROM usage_records) records,
-    (SELECT coalesce(sum(cost_nanos), 0) FROM rollup_quarters) quarters, (SELECT coalesce(sum(cost_nanos), 0) FROM rollup_days) days,
-    (SELECT coalesce(sum(amount_nanos), 0) FROM ledger_entries WHERE account = 'TENANT') charges) x
+SELECT * FROM (SELECT t.tenant_id,
+    (SELECT coalesce(sum(cost_nanos), 0) FROM usage_records r WHERE r.tenant_id = t.tenant_id) records,
+    (SELECT coalesce(sum(cost_nanos), 0) FROM rollup_quarters r WHERE r.tenant_id = t.tenant_id) quarters,
+    (SELECT coalesce(sum(cost_nanos), 0) FROM rollup_days r WHERE r.tenant_id = t.tenant_id) days,
+    (SELECT coalesce(sum(amount_nanos), 0) FROM ledger_entries e WHERE account = 'TENANT' AND account_id = t.tenant_id) charges
+    FROM tenants t) x
 WHERE records <> quarters OR quarters <> days OR charges <> records"""
+# S14: every posting is an entry, and what grants and a budget of the user bear together is the cost, as for any other budget.
+POSTINGS_DIFFER = """
+SELECT r.request_id, r.revision, r.cost_nanos, p.id, p.nanos, e.amount_nanos FROM usage_records r
+    CROSS JOIN jsonb_to_recordset(r.postings) p(account text, id uuid, period_key text, user_scoped bool, nanos bigint, tokens bigint)
+    LEFT JOIN ledger_entries e ON e.tenant_id = r.tenant_id AND e.op_id = r.request_id AND e.revision = r.revision
+        AND e.account = p.account AND e.account_id = p.id AND e.period_key = p.period_key
+WHERE (coalesce(e.amount_nanos, 0), coalesce(e.amount_tokens, 0)) <> (p.nanos, p.tokens)
+    OR p.account = 'BUDGET' AND r.cost_nanos <> p.nanos + CASE WHEN p.user_scoped THEN (SELECT coalesce(sum(g.nanos), 0)
+        FROM jsonb_to_recordset(r.postings) g(account text, nanos bigint) WHERE g.account = 'GRANT') ELSE 0 END"""
 
 
 @asynccontextmanager
