@@ -231,7 +231,12 @@ def verify(config: Config, tenant: str, since: datetime | None, as_json: bool) -
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size().columns
     screen = Screen(sys.stdout, sys.stderr, SystemClock(), as_json=as_json, colour=colour, width=width)
-    sys.exit(process.run(process.verify(config, Scope(tenant, since), screen)))
+    try:
+        code = process.run(process.verify(config, Scope(tenant, since), screen))
+    except KeyboardInterrupt:
+        screen.failure("interrupted: what was not looked at may differ")
+        code = 2
+    sys.exit(code)
 
 
 @command.command(short_help="A guided walk on a throw-away installation.")

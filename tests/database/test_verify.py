@@ -174,6 +174,33 @@ async def test_a_call_posted_days_late_is_no_difference(ledger: Ledger, database
     assert (await prove(database_url)).told == {"I1 spent_nanos by balance"}
 
 
+async def test_dropped_months_of_records_are_left_out(ledger: Ledger, database_url: str) -> None:
+    """S26: sums and entries of months whose records are dropped are no differences; it is said that they were left out."""
+    now = datetime.now(UTC)
+    write_calls(ledger, 400, days=now.day + 3)
+    last_month = now.replace(day=1) - timedelta(days=1)
+    assert (await prove(database_url)).differences == []
+    ledger.sql(f"DROP TABLE usage_records_{last_month:%Y_%m}")
+    proof = await prove(database_url)
+    assert proof.differences == []
+    assert proof.outcome is not None
+    assert [text for text in proof.outcome.left_out if "months are dropped" in text]
+    assert proof.outcome.counts["entries"] == 4 * 400
+
+
+async def test_rows_that_nobody_can_read_end_the_run_with_their_place(books_url: str) -> None:
+    """S26: what is not even well-formed is not passed over in silence."""
+    with psycopg.connect(books_url, autocommit=True) as connection:
+        connection.execute(
+            """UPDATE usage_records SET postings = '[{"tenant_id": "x"}]' WHERE source = 'DEDUCT'"""
+        )
+    with pytest.raises(
+        BursarError, match="default, calls: the database says: invalid input syntax for type uuid"
+    ) as error:
+        await prove(books_url)
+    assert error.value.reason is Reason.DATABASE_UNAVAILABLE
+
+
 class SlowClock(SystemClock):
     """A clock on which every look takes long, from the moment that it is slow."""
 

@@ -58,7 +58,11 @@ class VerifyService:
                     differences[difference.invariant] += 1
                     on_difference(difference)
             except TooLongError as error:
-                raise BursarError(Reason.DATABASE_UNAVAILABLE, f"{progress.doing}: {error}") from error
+                raise BursarError(Reason.DATABASE_UNAVAILABLE, f"{_place(progress)}: {error}") from error
+            except BursarError as error:
+                if error.reason is not Reason.DATABASE_UNAVAILABLE:
+                    raise
+                raise BursarError(error.reason, f"{_place(progress)}: {error.message}") from error
         seconds = self._clock.monotonic() - started
         return Outcome(differences, progress.counts, progress.tenants_done, seconds, tuple(work.left_out))
 
@@ -103,3 +107,8 @@ class VerifyService:
                 yield Difference(
                     "I12", tenant_id, "tenant", {"table": table}, "tenant", table, "has rows of it", "tenants", "none such"
                 )  # fmt: skip
+
+
+def _place(progress: Progress) -> str:
+    """Return where it stopped."""
+    return f"{progress.tenant or 'tenants'}, {progress.doing or 'to begin with'}"
