@@ -19,7 +19,7 @@ def blocked_events(ledger: Ledger) -> int:
     return int(count)
 
 
-async def test_a_department_stays_under_its_ceiling(ledger: Ledger) -> None:
+async def test_a_business_unit_stays_under_its_ceiling(ledger: Ledger) -> None:
     """F193, F197, F065, F055: a HARD group budget stops every member once the group has spent it."""
     alice, bob = ledger.user("alice@example.com"), ledger.user("bob@example.com")
     ledger.budget("GROUP", 250, group_id=ledger.group("data science", alice, bob), period="MONTHLY")

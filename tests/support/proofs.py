@@ -106,7 +106,9 @@ async def _live(ledger: Ledger, work: UnitOfWork) -> None:
     ledger.budget("GLOBAL", 1_000_000, tenant_id=PLATFORM_TENANT_ID)
     ledger.grant(alice, 150)
     ledger.grant(alice, 300, expires_in=timedelta(days=5))
-    await asyncio.gather(*(ledger.call(key, 7 * number + 1, 40 + number) for number in range(8) for key in keys))
+    await asyncio.gather(
+        *(ledger.call(key, 7 * number + 1, 40 + number) for number in range(8) for key in keys)
+    )
     await ledger.call(robot)
     await _odd_calls(ledger, keys[0], keys[2], robot)
     ledger.grant(alice, 5_000, expires_in=timedelta(days=9))
