@@ -88,6 +88,7 @@ async def test_a_budget_is_what_was_asked_for(admin: AdminSide) -> None:
         fit_output=True,
         shadow=True,
         on_lease_expiry=budget_pb2.LEASE_EXPIRY_RELEASE,
+        on_unreachable=budget_pb2.ON_UNREACHABLE_LAST_KNOWN_GOOD,
         enabled=False,
         owners=["lead@example.com"],
         reason="agreed with finance",
@@ -122,6 +123,7 @@ async def test_a_budget_needs_no_more_than_a_limit(admin: AdminSide) -> None:
         budget_pb2.ADMISSION_ANY_REMAINING,
     )
     assert (made.max_wait_ms, made.enabled, made.shadow, made.fit_output) == (2000, True, False, False)
+    assert made.on_unreachable == budget_pb2.ON_UNREACHABLE_SIDECAR
 
 
 async def test_each_scope_names_its_subject(admin: AdminSide) -> None:

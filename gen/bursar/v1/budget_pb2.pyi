@@ -39,6 +39,14 @@ class LeaseExpiry(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LEASE_EXPIRY_CHARGE_ESTIMATE: _ClassVar[LeaseExpiry]
     LEASE_EXPIRY_RELEASE: _ClassVar[LeaseExpiry]
 
+class OnUnreachable(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ON_UNREACHABLE_UNSPECIFIED: _ClassVar[OnUnreachable]
+    ON_UNREACHABLE_SIDECAR: _ClassVar[OnUnreachable]
+    ON_UNREACHABLE_CLOSED: _ClassVar[OnUnreachable]
+    ON_UNREACHABLE_OPEN: _ClassVar[OnUnreachable]
+    ON_UNREACHABLE_LAST_KNOWN_GOOD: _ClassVar[OnUnreachable]
+
 class ManagedBy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MANAGED_BY_UNSPECIFIED: _ClassVar[ManagedBy]
@@ -68,6 +76,11 @@ ADMISSION_UPPER_BOUND: Admission
 LEASE_EXPIRY_UNSPECIFIED: LeaseExpiry
 LEASE_EXPIRY_CHARGE_ESTIMATE: LeaseExpiry
 LEASE_EXPIRY_RELEASE: LeaseExpiry
+ON_UNREACHABLE_UNSPECIFIED: OnUnreachable
+ON_UNREACHABLE_SIDECAR: OnUnreachable
+ON_UNREACHABLE_CLOSED: OnUnreachable
+ON_UNREACHABLE_OPEN: OnUnreachable
+ON_UNREACHABLE_LAST_KNOWN_GOOD: OnUnreachable
 MANAGED_BY_UNSPECIFIED: ManagedBy
 MANAGED_BY_PLATFORM: ManagedBy
 MANAGED_BY_TENANT: ManagedBy
@@ -93,7 +106,7 @@ class BudgetScope(_message.Message):
     def __init__(self, tenant_id: _Optional[str] = ..., group_id: _Optional[str] = ..., user_id: _Optional[str] = ..., api_key_id: _Optional[str] = ..., tag_key: _Optional[str] = ..., tag_value: _Optional[str] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("budget_id", "name", "scope", "period", "anchor_day", "timezone", "limit_usd", "limit_tokens", "soft_limit_pct", "alert_thresholds_pct", "enforcement", "admission", "max_wait_ms", "fit_output", "shadow", "on_lease_expiry", "enabled", "managed_by", "owners", "reason", "version", "create_time", "update_time", "limit_nanos")
+    __slots__ = ("budget_id", "name", "scope", "period", "anchor_day", "timezone", "limit_usd", "limit_tokens", "soft_limit_pct", "alert_thresholds_pct", "enforcement", "admission", "max_wait_ms", "fit_output", "shadow", "on_lease_expiry", "enabled", "managed_by", "owners", "reason", "version", "create_time", "update_time", "limit_nanos", "on_unreachable")
     BUDGET_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +131,7 @@ class Budget(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     LIMIT_NANOS_FIELD_NUMBER: _ClassVar[int]
+    ON_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     budget_id: str
     name: str
     scope: BudgetScope
@@ -142,7 +156,8 @@ class Budget(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     limit_nanos: int
-    def __init__(self, budget_id: _Optional[str] = ..., name: _Optional[str] = ..., scope: _Optional[_Union[BudgetScope, _Mapping]] = ..., period: _Optional[_Union[BudgetPeriod, str]] = ..., anchor_day: _Optional[int] = ..., timezone: _Optional[str] = ..., limit_usd: _Optional[float] = ..., limit_tokens: _Optional[int] = ..., soft_limit_pct: _Optional[int] = ..., alert_thresholds_pct: _Optional[_Iterable[int]] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., admission: _Optional[_Union[Admission, str]] = ..., max_wait_ms: _Optional[int] = ..., fit_output: _Optional[bool] = ..., shadow: _Optional[bool] = ..., on_lease_expiry: _Optional[_Union[LeaseExpiry, str]] = ..., enabled: _Optional[bool] = ..., managed_by: _Optional[_Union[ManagedBy, str]] = ..., owners: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit_nanos: _Optional[int] = ...) -> None: ...
+    on_unreachable: OnUnreachable
+    def __init__(self, budget_id: _Optional[str] = ..., name: _Optional[str] = ..., scope: _Optional[_Union[BudgetScope, _Mapping]] = ..., period: _Optional[_Union[BudgetPeriod, str]] = ..., anchor_day: _Optional[int] = ..., timezone: _Optional[str] = ..., limit_usd: _Optional[float] = ..., limit_tokens: _Optional[int] = ..., soft_limit_pct: _Optional[int] = ..., alert_thresholds_pct: _Optional[_Iterable[int]] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., admission: _Optional[_Union[Admission, str]] = ..., max_wait_ms: _Optional[int] = ..., fit_output: _Optional[bool] = ..., shadow: _Optional[bool] = ..., on_lease_expiry: _Optional[_Union[LeaseExpiry, str]] = ..., enabled: _Optional[bool] = ..., managed_by: _Optional[_Union[ManagedBy, str]] = ..., owners: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit_nanos: _Optional[int] = ..., on_unreachable: _Optional[_Union[OnUnreachable, str]] = ...) -> None: ...
 
 class BudgetStatus(_message.Message):
     __slots__ = ("budget", "period_key", "period_start_time", "period_end_time", "spent_usd", "held_usd", "remaining_usd", "spent_nanos", "held_nanos", "limit_nanos", "spent_tokens", "utilization_pct", "color", "limit_tokens", "remaining_tokens", "shadow_denials")

@@ -98,6 +98,16 @@ class Denial(_message.Message):
     spent_tokens: int
     def __init__(self, code: _Optional[str] = ..., reason: _Optional[str] = ..., budget_id: _Optional[str] = ..., scope: _Optional[str] = ..., limit_usd: _Optional[float] = ..., spent_usd: _Optional[float] = ..., period_reset_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retryable: _Optional[bool] = ..., message: _Optional[str] = ..., limit_tokens: _Optional[int] = ..., spent_tokens: _Optional[int] = ...) -> None: ...
 
+class BudgetLeft(_message.Message):
+    __slots__ = ("budget_id", "remaining_nanos", "remaining_tokens")
+    BUDGET_ID_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_NANOS_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    budget_id: str
+    remaining_nanos: int
+    remaining_tokens: int
+    def __init__(self, budget_id: _Optional[str] = ..., remaining_nanos: _Optional[int] = ..., remaining_tokens: _Optional[int] = ...) -> None: ...
+
 class Posting(_message.Message):
     __slots__ = ("grant_id", "budget_id", "amount_nanos", "period_key")
     GRANT_ID_FIELD_NUMBER: _ClassVar[int]

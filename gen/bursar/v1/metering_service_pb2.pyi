@@ -1,5 +1,6 @@
 import datetime
 
+from bursar.v1 import budget_pb2 as _budget_pb2
 from bursar.v1 import metering_pb2 as _metering_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -11,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CheckRequest(_message.Message):
-    __slots__ = ("request_id", "api_key_sha256", "user_id", "tenant_id", "provider", "model", "input_tokens_estimate", "max_output_tokens", "tags", "session_id", "can_fit_output", "body_user")
+    __slots__ = ("request_id", "api_key_sha256", "user_id", "tenant_id", "provider", "model", "input_tokens_estimate", "max_output_tokens", "tags", "session_id", "can_fit_output", "body_user", "with_budgets")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +32,7 @@ class CheckRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     CAN_FIT_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     BODY_USER_FIELD_NUMBER: _ClassVar[int]
+    WITH_BUDGETS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     api_key_sha256: str
     user_id: str
@@ -43,10 +45,11 @@ class CheckRequest(_message.Message):
     session_id: str
     can_fit_output: bool
     body_user: str
-    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., input_tokens_estimate: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., can_fit_output: _Optional[bool] = ..., body_user: _Optional[str] = ...) -> None: ...
+    with_budgets: bool
+    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., input_tokens_estimate: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., can_fit_output: _Optional[bool] = ..., body_user: _Optional[str] = ..., with_budgets: _Optional[bool] = ...) -> None: ...
 
 class CheckResponse(_message.Message):
-    __slots__ = ("request_id", "decision", "denials", "remaining_usd", "remaining_nanos", "held_nanos", "hold_expire_time", "tenant_id", "user_id", "api_key_id", "duplicate", "retry_after_ms", "fit_output_tokens")
+    __slots__ = ("request_id", "decision", "denials", "remaining_usd", "remaining_nanos", "held_nanos", "hold_expire_time", "tenant_id", "user_id", "api_key_id", "duplicate", "retry_after_ms", "fit_output_tokens", "on_unreachable", "budgets", "budgets_by_tags")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     DENIALS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +63,9 @@ class CheckResponse(_message.Message):
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     FIT_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ON_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    BUDGETS_FIELD_NUMBER: _ClassVar[int]
+    BUDGETS_BY_TAGS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision: _metering_pb2.Decision
     denials: _containers.RepeatedCompositeFieldContainer[_metering_pb2.Denial]
@@ -73,7 +79,10 @@ class CheckResponse(_message.Message):
     duplicate: bool
     retry_after_ms: int
     fit_output_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., decision: _Optional[_Union[_metering_pb2.Decision, str]] = ..., denials: _Optional[_Iterable[_Union[_metering_pb2.Denial, _Mapping]]] = ..., remaining_usd: _Optional[float] = ..., remaining_nanos: _Optional[int] = ..., held_nanos: _Optional[int] = ..., hold_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant_id: _Optional[str] = ..., user_id: _Optional[str] = ..., api_key_id: _Optional[str] = ..., duplicate: _Optional[bool] = ..., retry_after_ms: _Optional[int] = ..., fit_output_tokens: _Optional[int] = ...) -> None: ...
+    on_unreachable: _budget_pb2.OnUnreachable
+    budgets: _containers.RepeatedCompositeFieldContainer[_metering_pb2.BudgetLeft]
+    budgets_by_tags: bool
+    def __init__(self, request_id: _Optional[str] = ..., decision: _Optional[_Union[_metering_pb2.Decision, str]] = ..., denials: _Optional[_Iterable[_Union[_metering_pb2.Denial, _Mapping]]] = ..., remaining_usd: _Optional[float] = ..., remaining_nanos: _Optional[int] = ..., held_nanos: _Optional[int] = ..., hold_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant_id: _Optional[str] = ..., user_id: _Optional[str] = ..., api_key_id: _Optional[str] = ..., duplicate: _Optional[bool] = ..., retry_after_ms: _Optional[int] = ..., fit_output_tokens: _Optional[int] = ..., on_unreachable: _Optional[_Union[_budget_pb2.OnUnreachable, str]] = ..., budgets: _Optional[_Iterable[_Union[_metering_pb2.BudgetLeft, _Mapping]]] = ..., budgets_by_tags: _Optional[bool] = ...) -> None: ...
 
 class BatchCheckRequest(_message.Message):
     __slots__ = ("checks",)
@@ -110,7 +119,7 @@ class RenewHoldsResponse(_message.Message):
     def __init__(self, hold_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., missing_request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeductRequest(_message.Message):
-    __slots__ = ("request_id", "provider", "items", "outcome", "estimated", "provider_cost_usd", "start_time", "end_time", "api_key_sha256", "user_id", "tenant_id", "tags", "session_id", "body_user")
+    __slots__ = ("request_id", "provider", "items", "outcome", "estimated", "provider_cost_usd", "start_time", "end_time", "api_key_sha256", "user_id", "tenant_id", "tags", "session_id", "body_user", "degraded")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +141,7 @@ class DeductRequest(_message.Message):
     TAGS_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     BODY_USER_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     provider: str
     items: _containers.RepeatedCompositeFieldContainer[_metering_pb2.UsageItem]
@@ -146,7 +156,8 @@ class DeductRequest(_message.Message):
     tags: _containers.ScalarMap[str, str]
     session_id: str
     body_user: str
-    def __init__(self, request_id: _Optional[str] = ..., provider: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_metering_pb2.UsageItem, _Mapping]]] = ..., outcome: _Optional[_Union[_metering_pb2.Outcome, str]] = ..., estimated: _Optional[bool] = ..., provider_cost_usd: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., body_user: _Optional[str] = ...) -> None: ...
+    degraded: _budget_pb2.OnUnreachable
+    def __init__(self, request_id: _Optional[str] = ..., provider: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_metering_pb2.UsageItem, _Mapping]]] = ..., outcome: _Optional[_Union[_metering_pb2.Outcome, str]] = ..., estimated: _Optional[bool] = ..., provider_cost_usd: _Optional[float] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., body_user: _Optional[str] = ..., degraded: _Optional[_Union[_budget_pb2.OnUnreachable, str]] = ...) -> None: ...
 
 class DeductResponse(_message.Message):
     __slots__ = ("request_id", "cost_usd", "cost_nanos", "input_cost_nanos", "output_cost_nanos", "other_cost_nanos", "postings", "remaining_usd", "overage_nanos", "duplicate", "alerts", "remaining_nanos", "hold_shortfall_nanos", "unpriced", "unchecked")
@@ -203,14 +214,32 @@ class BatchDeductResult(_message.Message):
     def __init__(self, deduct: _Optional[_Union[DeductResponse, _Mapping]] = ..., error: _Optional[_Union[_metering_pb2.ItemError, _Mapping]] = ...) -> None: ...
 
 class ReleaseHoldRequest(_message.Message):
-    __slots__ = ("request_id", "api_key_sha256", "tenant_id")
+    __slots__ = ("request_id", "api_key_sha256", "tenant_id", "refused")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     API_KEY_SHA256_FIELD_NUMBER: _ClassVar[int]
     TENANT_ID_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     api_key_sha256: str
     tenant_id: str
-    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., tenant_id: _Optional[str] = ...) -> None: ...
+    refused: RefusedCalls
+    def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., tenant_id: _Optional[str] = ..., refused: _Optional[_Union[RefusedCalls, _Mapping]] = ...) -> None: ...
+
+class RefusedCalls(_message.Message):
+    __slots__ = ("calls", "policy", "user_id", "body_user", "first_time", "last_time")
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    BODY_USER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TIME_FIELD_NUMBER: _ClassVar[int]
+    LAST_TIME_FIELD_NUMBER: _ClassVar[int]
+    calls: int
+    policy: _budget_pb2.OnUnreachable
+    user_id: str
+    body_user: str
+    first_time: _timestamp_pb2.Timestamp
+    last_time: _timestamp_pb2.Timestamp
+    def __init__(self, calls: _Optional[int] = ..., policy: _Optional[_Union[_budget_pb2.OnUnreachable, str]] = ..., user_id: _Optional[str] = ..., body_user: _Optional[str] = ..., first_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ReleaseHoldResponse(_message.Message):
     __slots__ = ("released",)

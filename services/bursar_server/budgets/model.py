@@ -41,6 +41,15 @@ class LeaseExpiry(StrEnum):
     RELEASE = "RELEASE"
 
 
+class OnUnreachable(StrEnum):
+    """What happens to the calls that a budget counts while a sidecar cannot ask; SIDECAR leaves it to its setting."""
+
+    SIDECAR = "SIDECAR"
+    CLOSED = "CLOSED"
+    OPEN = "OPEN"
+    LAST_KNOWN_GOOD = "LAST_KNOWN_GOOD"
+
+
 class ManagedBy(StrEnum):
     """Who set a budget and may change it (F025)."""
 
@@ -93,6 +102,7 @@ class Budget:
     version: int
     create_time: datetime
     update_time: datetime
+    on_unreachable: OnUnreachable = OnUnreachable.SIDECAR
 
     @property
     def limit(self) -> int:
@@ -192,6 +202,7 @@ class BudgetDraft:
     managed_by: ManagedBy | None = None
     owners: tuple[str, ...] | None = None
     reason: str | None = None
+    on_unreachable: OnUnreachable | None = None
 
 
 @dataclass(frozen=True, slots=True)

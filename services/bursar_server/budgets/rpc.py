@@ -18,6 +18,7 @@ from bursar_server.budgets.model import (
     Enforcement,
     LeaseExpiry,
     ManagedBy,
+    OnUnreachable,
     Scope,
     ScopeKind,
     Standing,
@@ -233,6 +234,9 @@ def draft_of(budget: budget_pb2.Budget, current: Budget | None) -> BudgetDraft:
         )
         or None,
         reason=reason or None,
+        on_unreachable=fields.choice(
+            budget.on_unreachable, budget_pb2.OnUnreachable, OnUnreachable, _PATH + "on_unreachable"
+        ),
     )
 
 
@@ -293,6 +297,7 @@ def budget_message(budget: Budget) -> budget_pb2.Budget:
         create_time=fields.timestamp_of(budget.create_time),
         update_time=fields.timestamp_of(budget.update_time),
         limit_nanos=nanos,
+        on_unreachable=f"ON_UNREACHABLE_{budget.on_unreachable}",
     )
 
 

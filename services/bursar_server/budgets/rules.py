@@ -318,6 +318,7 @@ def details(budget: Budget) -> dict[str, object]:
         "fit_output": budget.fit_output,
         "shadow": budget.shadow,
         "on_lease_expiry": budget.on_lease_expiry.value,
+        "on_unreachable": budget.on_unreachable.value,
         "enabled": budget.enabled,
         "owners": list(budget.owners),
         "reason": budget.reason,

@@ -28,6 +28,7 @@ from bursar_server.budgets.model import (
     Enforcement,
     LeaseExpiry,
     ManagedBy,
+    OnUnreachable,
     Scope,
     ScopeKind,
 )
@@ -371,6 +372,7 @@ def _columns(budget: Budget) -> Mapping[str, Any]:
         "enforcement": budget.enforcement.value,
         "admission": budget.admission.value,
         "on_lease_expiry": budget.on_lease_expiry.value,
+        "on_unreachable": budget.on_unreachable.value,
         "managed_by": budget.managed_by.value,
         "owners": list(budget.owners),
     }
@@ -385,5 +387,5 @@ def _budget(row: Row[Any]) -> Budget:
         row.limit_nanos, row.limit_tokens, row.soft_limit_pct, tuple(row.alert_thresholds_pct),
         Enforcement(row.enforcement), Admission(row.admission), row.max_wait_ms, row.fit_output, row.shadow,
         LeaseExpiry(row.on_lease_expiry), row.enabled, ManagedBy(row.managed_by), tuple(row.owners), row.reason,
-        row.definition_revision, row.version, row.create_time, row.update_time,
+        row.definition_revision, row.version, row.create_time, row.update_time, OnUnreachable(row.on_unreachable),
     )  # fmt: skip
