@@ -17,6 +17,7 @@ from bursar_sidecar.channel import Channel
 from bursar_sidecar.clock import Clock, SystemClock
 from bursar_sidecar.config import Config
 from bursar_sidecar.control_plane import ControlPlane, Token
+from bursar_sidecar.degraded import Degraded
 from bursar_sidecar.exchange import Terms
 from bursar_sidecar.gate import Gate
 from bursar_sidecar.ids import RequestIds, sha256_hex
@@ -71,7 +72,14 @@ class Sidecar:
             clock,
             self.counts,
             logger,
-            on_unreachable=config.on_unreachable,
+            Degraded(
+                config.on_unreachable,
+                config.last_known_max_age_ms / 1000,
+                ids,
+                clock,
+                self.counts,
+                logger,
+            ),
             open_calls_max=config.open_calls_max,
             deduct_wait_s=config.deduct_wait_ms / 1000,
         )

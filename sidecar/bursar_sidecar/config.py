@@ -29,6 +29,7 @@ class Config:
     outbox_max_bytes: int
     api_key: str | None
     on_unreachable: OnUnreachable
+    last_known_max_age_ms: int
     on_disconnect: OnDisconnect
     read_on_max_ms: int
     read_on_max_bytes: int

@@ -130,6 +130,16 @@ def control_plane_unavailable() -> Problem:
     return Problem(503, "CONTROL_PLANE_UNAVAILABLE", "api_error", message, retry_after_seconds=1)
 
 
+def spent_as_known() -> Problem:
+    """Return the problem of a call that nobody could be asked about, and that what was left does not pay for."""
+    message = (
+        "budget exhausted: the budget service cannot be asked right now, and what was left when it could be asked last "
+        "does not pay for this call."
+    )
+    details: dict[str, object] = {"retryable": False}
+    return Problem(402, BUDGET_CODE, "insufficient_budget", message, should_retry=False, details=details)
+
+
 def shutting_down() -> Problem:
     """Return the problem of a call that came while the sidecar stops."""
     message = "The sidecar is stopping; nothing was sent to the provider."

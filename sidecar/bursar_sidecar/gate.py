@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from bursar.v1.errors_pb2 import ERROR_REASON_REQUEST_ID_MISPLACED
 from bursar.v1.metering_pb2 import DECISION_ALLOW, ItemError
@@ -20,10 +20,13 @@ from bursar_sidecar.control_plane import (
     TokenRefusedError,
     UnreachableError,
 )
+from bursar_sidecar.degraded import Degraded, Report
 from bursar_sidecar.ids import RequestIds, packed
+from bursar_sidecar.last_known import Claim
 from bursar_sidecar.messages import Ask, check_payload, deduct_payload, unheard
 from bursar_sidecar.outbox import Outbox, OutboxWriteError
 from bursar_sidecar.providers.base import Metered, Problem
+from bursar_sidecar.renewals import Renewals
 from bursar_sidecar.replay import Replayer
 from bursar_sidecar.settings import OnUnreachable
 from bursar_sidecar.telemetry import Counts
@@ -33,24 +36,21 @@ _INVALID_ARGUMENT = 3
 _PERMISSION_DENIED = 7
 #: The request header that a field of the Check came from.
 _HEADER_OF_FIELD = {"tags": "x-bursar-tags", "session_id": "x-bursar-session", "user_id": "x-bursar-user"}
-_RENEW_MAX_IDS = 1000
-_RENEW_EVERY_S = 20.0
-_RENEW_AT_LEAST_S = 0.2
-#: With nothing else to ask, the control plane is asked this often whether it is there.
-_PING_AFTER_S = 5.0
-_PING_EVERY_S = 1.0
 
 
 class OpenCall:
     """One call that was let through, until it is settled or released.
 
-    `held` says that a hold stands for it; none does where nobody could be asked (policy OPEN). `fit_output_tokens` is
-    the most that it may generate where that is less than it asked for.
+    `held` says that a hold stands for it; none does where nobody could be asked: `degraded` is then the policy that let
+    it through. `claim` is what it has taken of what is known to be left. `fit_output_tokens` is the most that it may
+    generate where that is less than it asked for.
     """
 
     __slots__ = (
         "ask",
+        "claim",
         "closed",
+        "degraded",
         "fit_output_tokens",
         "held",
         "opened_at",
@@ -66,6 +66,8 @@ class OpenCall:
         self.opened_at = opened_at
         self.held = False
         self.closed = False
+        self.claim: Claim | None = None
+        self.degraded: OnUnreachable | None = None
         self.fit_output_tokens: int | None = None
         self.start_ns = 0
 
@@ -82,8 +84,8 @@ class Gate:
         clock: Clock,
         counts: Counts,
         logger: logging.Logger,
+        degraded: Degraded,
         *,
-        on_unreachable: OnUnreachable,
         open_calls_max: int,
         deduct_wait_s: float,
     ) -> None:
@@ -94,7 +96,7 @@ class Gate:
         self._clock = clock
         self._counts = counts
         self._logger = logger
-        self._open_policy = on_unreachable is OnUnreachable.OPEN
+        self._degraded = degraded
         self._open_calls_max = open_calls_max
         self._deduct_wait_s = deduct_wait_s
         self._open: dict[bytes, OpenCall] = {}
@@ -104,9 +106,7 @@ class Gate:
         )
         self._waiting: dict[asyncio.Future[DeductResponse | None], float] = {}
         self._syncs: set[asyncio.Task[None]] = set()
-        self._renew_every_s = _RENEW_EVERY_S
-        self._renew_at = 0.0
-        self._ping_at = 0.0
+        self._renewals = Renewals(control_plane, clock, counts)
         self._closed = asyncio.Event()
         self.stopping = False
 
@@ -153,7 +153,7 @@ class Gate:
 
     async def _checked(self, call: OpenCall) -> CheckResponse | ItemError | Problem | OpenCall:
         try:
-            payload = check_payload(call.request_id, call.ask)
+            payload = check_payload(call.request_id, call.ask) + self._degraded.check_mark
         except ValueError:  # what cannot be said in UTF-8
             self._forget(call)
             return denial.invalid_request("the model, a tag or the session is not sound text")
@@ -183,11 +183,15 @@ class Gate:
     def _decided(self, call: OpenCall, response: CheckResponse) -> OpenCall | Problem:
         if response.decision != DECISION_ALLOW:
             self._forget(call)
-            return denial.denied(response.denials, self._now())
+            problem = denial.denied(response.denials, self._now())
+            self._degraded.denied(call.ask, response, problem, behind=self._replayer.busy)
+            return problem
         if response.HasField("hold_expire_time"):
-            self._learn_lease(response.hold_expire_time.ToNanoseconds())
+            left_ns = response.hold_expire_time.ToNanoseconds() - self._ids.now_ns()
+            self._renewals.learn_lease(left_ns / 1e9)
         if response.HasField("fit_output_tokens"):
             call.fit_output_tokens = response.fit_output_tokens
+        call.claim = self._degraded.allowed(call.ask, response, behind=self._replayer.busy)
         call.held = True
         return call
 
@@ -204,14 +208,15 @@ class Gate:
 
     def _unasked(self, call: OpenCall, *, seen: bool) -> OpenCall | Problem:
         """Apply the policy for a call that nobody could be asked about."""
-        if self._open_policy:
-            self._counts.degraded += 1
+        decision = self._degraded.decide(call.ask)
+        if decision.problem is None:
+            call.degraded, call.claim = decision.policy, decision.claim
             return call
         if seen:
             self.release(call)
         else:
             self._forget(call)
-        return denial.control_plane_unavailable()
+        return decision.problem
 
     # -- in between ----------------------------------------------------------------------------------
 
@@ -220,9 +225,7 @@ class Gate:
         call.start_ns = self._ids.now_ns()
         settle = b""
         if not call.held:
-            settle = deduct_payload(
-                call.request_id, call.ask, unheard(call.ask), call.start_ns, call.start_ns
-            )
+            settle = self._deduct_payload(call, unheard(call.ask), call.start_ns)
         try:
             self._outbox.sent(call.raw_id, settle)
         except OutboxWriteError:
@@ -234,6 +237,8 @@ class Gate:
         if call.closed:
             return
         self._close(call)
+        if call.claim is not None:
+            self._degraded.dropped(call.claim)
         self._outbox.release(call.raw_id, bytes.fromhex(call.ask.key_sha256))
         self._replayer.add((call.raw_id,))
 
@@ -262,12 +267,25 @@ class Gate:
         """Charge a call without waiting for it; the future's result is as `close_call`'s. None if it is closed already."""
         if call.closed:
             return None
-        payload = deduct_payload(call.request_id, call.ask, metered, call.start_ns, self._ids.now_ns())
+        payload = self._deduct_payload(call, metered, self._ids.now_ns())
         self._close(call)
         self._counts.outcomes[metered.outcome.value] += 1
         if metered.estimated:
             self._counts.estimated += 1
-        return self._deducts.submit((call.raw_id, payload))
+        future = self._deducts.submit((call.raw_id, payload))
+        if call.claim is not None:
+            future.add_done_callback(partial(self._learn_cost, call.claim, call.ask, metered))
+        return future
+
+    def _deduct_payload(self, call: OpenCall, metered: Metered, end_ns: int) -> bytes:
+        payload = deduct_payload(call.request_id, call.ask, metered, call.start_ns, end_ns)
+        return payload if call.degraded is None else payload + self._degraded.mark(call.degraded)
+
+    def _learn_cost(
+        self, claim: Claim, ask: Ask, metered: Metered, future: asyncio.Future[DeductResponse | None]
+    ) -> None:
+        charged = None if future.cancelled() or future.exception() is not None else future.result()
+        self._degraded.settled(claim, ask, metered, charged)
 
     def _close(self, call: OpenCall) -> None:
         call.closed = True
@@ -324,49 +342,28 @@ class Gate:
                 future.set_result(None)
 
     async def keep_up(self) -> None:
-        """Renew the holds of open calls when it is time, and learn whether the control plane is there."""
-        now = self._clock.monotonic()
-        if now >= self._renew_at:
-            self._renew_at = now + self._renew_every_s
-            await self._renew(now)
-        silent = self._control_plane.idle_s > _PING_AFTER_S or self._control_plane.failing
-        if silent and now >= self._ping_at:
-            self._ping_at = now + _PING_EVERY_S
-            with contextlib.suppress(UnreachableError, TokenRefusedError, RequestRefusedError):
-                await self._control_plane.renew(())
-
-    async def _renew(self, now: float) -> None:
-        """Renew every hold that is not fresh; one that cannot be renewed now is tried again soon."""
-        due = [
-            call.request_id
-            for call in self._open.values()
-            if call.held and now - call.opened_at > self._renew_every_s / 2
-        ]
-        for start in range(0, len(due), _RENEW_MAX_IDS):
-            ids = due[start : start + _RENEW_MAX_IDS]
-            try:
-                response = await self._control_plane.renew(ids)
-            except (UnreachableError, TokenRefusedError, RequestRefusedError):
-                self._renew_at = now + min(1.0, self._renew_every_s)
-                return
-            missing = len(response.missing_request_ids)
-            self._counts.renewals += len(ids) - missing
-            self._counts.holds_missing += missing
+        """Renew holds when it is time, and report what was refused while nobody could be asked."""
+        self._report(self._degraded.reports(away=self._control_plane.failing or self._outbox.full))
+        await self._renewals.keep_up(self._held_before)
 
     @property
     def keep_up_every_s(self) -> float:
         """How often `keep_up` wants to be called, in seconds."""
-        return min(0.25, self._renew_every_s / 2)
+        return self._renewals.look_every_s
 
     def renew_now(self) -> None:
         """Renew with the next turn: the control plane was away, and leases have gone on running."""
-        self._renew_at = 0.0
+        self._renewals.soon()
 
-    def _learn_lease(self, expire_ns: int) -> None:
-        """Renew every third of the lease that holds have, and often enough if the clocks disagree about it."""
-        lease_s = (expire_ns - self._ids.now_ns()) / 1e9
-        self._renew_every_s = min(max(lease_s / 3, _RENEW_AT_LEAST_S), _RENEW_EVERY_S)
-        self._renew_at = min(self._renew_at, self._clock.monotonic() + self._renew_every_s)
+    def _held_before(self, instant: float) -> list[str]:
+        return [call.request_id for call in self._open.values() if call.held and call.opened_at < instant]
+
+    def _report(self, reports: Iterable[Report]) -> None:
+        """Write down what was refused; send it where the outage is over."""
+        for report in reports:
+            self._outbox.release(report.call, report.payload)
+            if report.ended:
+                self._replayer.add((report.call,))
 
     def _now(self) -> datetime:
         return _EPOCH + timedelta(microseconds=self._ids.now_ns() // 1000)
@@ -380,6 +377,7 @@ class Gate:
     async def drained(self) -> None:
         """Return when every Deduct is committed or in the outbox."""
         await self._deducts.drained()
+        self._report(self._degraded.end())
         await self._replayer.drained()
         await self._sync()
 

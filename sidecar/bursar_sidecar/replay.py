@@ -18,6 +18,7 @@ from bursar_sidecar.outbox_log import Kind
 from bursar_sidecar.telemetry import Counts
 
 _BATCH_MAX_ITEMS = 128
+_SHA256_BYTES = 32
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
 #: google.rpc codes of items that no repetition makes acceptable: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS
@@ -54,6 +55,11 @@ class Replayer:
     def stuck(self) -> bool:
         """Whether the last attempt failed and calls wait for the next one."""
         return self._pause_s > 0 and bool(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits for the control plane or is on its way there."""
+        return self._task is not None
 
     async def drained(self) -> None:
         """Return when nothing waits or an attempt has failed: what is left stays in the outbox."""
@@ -153,14 +159,16 @@ class Replayer:
                 self._counts.deducts_replayed += 1
         return again
 
-    async def _release(self, call: bytes, key_sha256: bytes) -> bool:
-        request = ReleaseHoldRequest(request_id=unpacked(call), api_key_sha256=key_sha256.hex())
+    async def _release(self, call: bytes, payload: bytes) -> bool:
+        """Send a release: the key's hash, and after it what else the request says."""
+        request = ReleaseHoldRequest.FromString(payload[_SHA256_BYTES:])
+        request.request_id, request.api_key_sha256 = unpacked(call), payload[:_SHA256_BYTES].hex()
         try:
             await self._control_plane.release(request)
         except RequestRefusedError as error:
             self._bury(call, "REQUEST_REFUSED", str(error))
             return True
-        self._counts.releases += 1
+        self._counts.releases += not request.HasField("refused")
         self._outbox.done(call)
         return True
 

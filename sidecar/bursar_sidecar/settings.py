@@ -18,6 +18,7 @@ class OnUnreachable(enum.Enum):
 
     CLOSED = "CLOSED"
     OPEN = "OPEN"
+    LAST_KNOWN_GOOD = "LAST_KNOWN_GOOD"
 
 
 class OnDisconnect(enum.Enum):
@@ -67,12 +68,6 @@ def _url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be http://host:port or https://host:port")
     return text.rstrip("/")
-
-
-def _on_unreachable(text: str) -> OnUnreachable:
-    if text.upper() == "LAST_KNOWN_GOOD":
-        raise ValueError("LAST_KNOWN_GOOD is not part of this version yet; use CLOSED or OPEN")
-    return _one_of(OnUnreachable, text)
 
 
 def _one_of(kind: type[E], text: str) -> E:
@@ -170,8 +165,17 @@ SETTINGS: tuple[Setting, ...] = (
         "--on-unreachable",
         "CLOSED",
         "policy",
-        "While the control plane cannot be asked: CLOSED answers 503, OPEN lets calls through and charges them later.",
-        _on_unreachable,
+        "While the control plane cannot be asked: CLOSED answers 503, OPEN lets calls through and charges them later, "
+        "LAST_KNOWN_GOOD lets through what was left. A budget's own on_unreachable goes before it.",
+        lambda text: _one_of(OnUnreachable, text),
+    ),
+    Setting(
+        "BURSAR_LAST_KNOWN_MAX_AGE_MS",
+        "--last-known-max-age-ms",
+        str(_HOUR_MS),
+        "ms",
+        "For how long after a principal's last Check LAST_KNOWN_GOOD goes by its answer; then calls get 503.",
+        _whole(0, 7 * 24 * _HOUR_MS),
     ),
     Setting(
         "BURSAR_ON_DISCONNECT",

@@ -33,7 +33,7 @@ class Counts:
     deducts_replayed: int = 0
     releases: int = 0
     dead_letters: int = 0
-    degraded: int = 0
+    degraded: Counter[tuple[str, str]] = field(default_factory=Counter)  # by policy and decision
     renewals: int = 0
     holds_missing: int = 0
     ids_corrected: int = 0
@@ -45,7 +45,7 @@ class Counts:
     control_plane_errors: int = 0
 
 
-# name in Counts, name of the metric, label of its parts, meaning
+# name in Counts, name of the metric, labels of its parts, meaning
 _COUNTERS: tuple[tuple[str, str, str, str], ...] = (
     ("calls", "calls", "upstream", "Calls that were forwarded to an upstream."),
     ("refused", "refusals", "code", "Requests that the sidecar answered itself."),
@@ -65,7 +65,12 @@ _COUNTERS: tuple[tuple[str, str, str, str], ...] = (
     ("deducts_replayed", "deducts_replayed", "", "Deducts committed out of the outbox."),
     ("releases", "releases", "", "Holds released because nothing was sent."),
     ("dead_letters", "dead_letters", "", "Deducts and releases that the control plane will never accept."),
-    ("degraded", "degraded_decisions", "", "Calls let through without a Check (policy OPEN)."),
+    (
+        "degraded",
+        "degraded_decisions",
+        "policy,decision",
+        "Calls decided without a Check, since the control plane could not be asked.",
+    ),
     ("renewals", "hold_renewals", "", "Holds renewed."),
     ("holds_missing", "holds_missing", "", "Holds that were gone when they should have been renewed."),
     ("ids_corrected", "request_id_corrections", "", "Corrections of the clock after a misplaced request id."),
@@ -93,13 +98,19 @@ def metrics_text(counts: Counts, gauges: list[Gauge]) -> str:
         lines += [f"# HELP {metric} {meaning}", f"# TYPE {metric} counter"]
         value = getattr(counts, attribute)
         if label:
-            lines += [f'{metric}{{{label}="{_escaped(part)}"}} {value[part]}' for part in sorted(value)]
+            lines += [f"{metric}{{{_labels(label, part)}}} {value[part]}" for part in sorted(value)]
         else:
             lines.append(f"{metric} {value}")
     for name, meaning, read in gauges:
         metric = f"bursar_sidecar_{name}"
         lines += [f"# HELP {metric} {meaning}", f"# TYPE {metric} gauge", f"{metric} {read()}"]
     return "\n".join(lines) + "\n"
+
+
+def _labels(names: str, part: str | tuple[str, ...]) -> str:
+    parts = (part,) if isinstance(part, str) else part
+    pairs = zip(names.split(","), parts, strict=True)
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
 
 
 def _escaped(text: str) -> str:

@@ -18,7 +18,7 @@ import uvicorn
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from bursar.v1 import errors_pb2, metering_pb2
+from bursar.v1 import budget_pb2, errors_pb2, metering_pb2
 from bursar.v1 import metering_service_pb2 as pb
 from bursar.v1.metering_service_connect import MeteringService, MeteringServiceASGIApplication
 from bursar_sidecar.ids import sha256_hex
@@ -37,6 +37,7 @@ class Account:
     limit_nanos: int = 10**12
     spent_nanos: int = 0
     denial: metering_pb2.Denial | None = None
+    on_unreachable: int = budget_pb2.ON_UNREACHABLE_UNSPECIFIED
 
     @property
     def remaining_nanos(self) -> int:
@@ -63,6 +64,7 @@ class FakeControlPlane(MeteringService):
     fit_output_tokens: int | None = None
     duplicates: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    refused: list[pb.ReleaseHoldRequest] = field(default_factory=list)  # reports of calls that were refused
     renewed: list[list[str]] = field(default_factory=list)
     check_delay_s: float = 0.0
     deduct_delay_s: float = 0.0
@@ -108,6 +110,9 @@ class FakeControlPlane(MeteringService):
 
     async def release_hold(self, request: pb.ReleaseHoldRequest, ctx: Any, /) -> pb.ReleaseHoldResponse:
         self._admit(ctx)
+        if request.HasField("refused"):
+            self.refused.append(request)
+            return pb.ReleaseHoldResponse()
         self.released.append(request.request_id)
         return pb.ReleaseHoldResponse(released=self.holds.pop(request.request_id, None) is not None)
 
@@ -145,6 +150,12 @@ class FakeControlPlane(MeteringService):
         response.request_id = request.request_id
         account = self.accounts.get(request.api_key_sha256)
         denial = account.denial if account else None
+        if account is not None:
+            response.on_unreachable = account.on_unreachable  # type: ignore[assignment]
+            if request.with_budgets or account.on_unreachable == budget_pb2.ON_UNREACHABLE_LAST_KNOWN_GOOD:
+                left = metering_pb2.BudgetLeft(budget_id=request.api_key_sha256)
+                left.remaining_nanos = account.limit_nanos - account.spent_nanos
+                response.budgets.append(left)
         if account is None:
             denial = metering_pb2.Denial(code="KEY_UNKNOWN", reason="authentication")
         elif denial is None and account.remaining_nanos == 0:
@@ -187,6 +198,9 @@ class FakeControlPlane(MeteringService):
         result.deduct.duplicate = known is not None
         result.deduct.unchecked = unchecked
         result.deduct.cost_nanos = self.charges[request.request_id]
+        of_input = sum(item.usage.input_tokens for item in request.items) * NANOS_PER_TOKEN
+        result.deduct.input_cost_nanos = of_input
+        result.deduct.output_cost_nanos = result.deduct.cost_nanos - of_input
         result.deduct.remaining_nanos = account.remaining_nanos
         return result
 
