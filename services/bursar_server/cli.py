@@ -158,6 +158,8 @@ def create_token(
 ) -> None:
     r"""Make an access token and print it on stdout: it is shown this once, only its hash is kept.
 
+    An e-mail that was not seen before makes the user, and says so.
+
     \b
     bursar token create --role billing_admin
     bursar token create --user alice@example.com

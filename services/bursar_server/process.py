@@ -13,8 +13,16 @@ from typing import Any
 
 import uvloop
 
-from bursar_server.bootstrap import POSTGRES_FOLDER, database_of, proof_of, rooms_of, running_control_plane
+from bursar_server.bootstrap import (
+    POSTGRES_FOLDER,
+    Rooms,
+    database_of,
+    proof_of,
+    rooms_of,
+    running_control_plane,
+)
 from bursar_server.config import Config
+from bursar_server.db.embedded.directory import DirectoryInUseError
 from bursar_server.db.embedded.running import url_of_running
 from bursar_server.db.migrate import current_revision
 from bursar_server.db.preconditions import DatabaseStartError
@@ -24,6 +32,7 @@ from bursar_server.kit.clock import SystemClock
 from bursar_server.kit.errors import BursarError
 from bursar_server.rpc.listen import AddressInUseError, bind
 from bursar_server.telemetry import set_up_logging, telemetry_of
+from bursar_server.tokens.model import AccessToken
 from bursar_server.verify.model import Scope
 from bursar_server.verify.screen import Screen
 
@@ -83,6 +92,8 @@ def why_not_started(
         known = {"BURSAR_LISTEN": config.listen, "BURSAR_GRPC_LISTEN": config.grpc_listen, **(settings or {})}
         name = next((name for name, address in known.items() if address == error.address), "BURSAR_LISTEN")
         return f"cannot listen on {error}; is Bursar running already? Else choose another with {name}"
+    if isinstance(error, DirectoryInUseError):
+        return f"{error}; is Bursar running already?"
     return str(error)
 
 
@@ -162,11 +173,25 @@ async def make_token(
         token, secret = await rooms.tokens.create(
             operator, role=role, name=name, tenants=tenants, user=user, expire_time=expire_time
         )
+        made = await _made_with(rooms, operator, token)
     sys.stdout.write(secret + "\n")
     until = "for good" if token.expire_time is None else f"until {token.expire_time:%Y-%m-%d %H:%M} UTC"
     tell(f"A token with the role {token.role.lower()}, {until}. It is shown this once; send it as a header:")
     tell("  Authorization: Bearer <token>")
+    if made:
+        tell(
+            f"There was no user {made}: it was made. If that is a slip, delete it with UserService/DeleteUser."
+        )
     return 0
+
+
+async def _made_with(rooms: Rooms, operator: Caller, token: AccessToken) -> str:
+    """Return the e-mail of the person that a token was made for, where the person was made with it; else ""."""
+    if token.user_id is None:
+        return ""
+    async with rooms.unit_of_work.begin() as conn:
+        person = await rooms.users.resolve(conn, operator, str(token.user_id))
+    return person.email if person.create_time >= token.create_time else ""
 
 
 async def verify(config: Config, scope: Scope, screen: Screen) -> int:

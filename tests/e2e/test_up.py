@@ -99,6 +99,9 @@ def test_a_token_is_printed_once_and_works(running: tuple[Child, Path]) -> None:
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"bat_[\w-]{43}\n", done.stdout)
     assert done.stdout.strip() not in done.stderr
+    assert "There was no user bob@example.com: it was made." in done.stderr
+    again = bursar(folder, "token", "create", "--user", "bob@example.com")
+    assert "There was no user" not in again.stderr
     token = done.stdout.strip()
     asked = urllib.request.Request(
         f"{child.url}/bursar.v1.UserService/GetMyBudget",
@@ -138,7 +141,7 @@ def test_a_second_one_says_who_is_there(running: tuple[Child, Path]) -> None:
     child, folder = running
     second = bursar(folder, "up")
     assert (second.returncode, second.stdout) == (1, "")
-    assert f"in use by pid {child.pid}" in second.stderr
+    assert f"in use by pid {child.pid}; is Bursar running already?" in second.stderr
 
 
 @pytest.mark.parametrize("name", ["BURSAR_LISTEN", "BURSAR_GRPC_LISTEN", "BURSAR_SIDECAR_LISTEN"])

@@ -29,13 +29,15 @@ def metered(input_tokens: int, output_tokens: int, model: str = "gpt-4o") -> Met
     return Metered((UsageItem(model, "", usage),), False, None, Outcome.SUCCESS)
 
 
-def charged(input_nanos: int, output_nanos: int, other_nanos: int = 0, **fields: bool) -> DeductResponse:
+def charged(
+    input_nanos: int, output_nanos: int, other_nanos: int = 0, *, unpriced: bool = False
+) -> DeductResponse:
     return DeductResponse(
         cost_nanos=input_nanos + output_nanos + other_nanos,
         input_cost_nanos=input_nanos,
         output_cost_nanos=output_nanos,
         other_cost_nanos=other_nanos,
-        **fields,
+        unpriced=unpriced,
     )
 
 
