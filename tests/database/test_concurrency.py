@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,10 @@ from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.ids import sha256_hex
 from bursar_server.metering.lane import Lane
 from bursar_server.metering.model import CheckAnswer, Policy, PrincipalRef
+from bursar_server.metering.observer import MeteringObserver
 from bursar_server.metering.service import MeteringService
+from bursar_server.notify.service import NotifyService
+from bursar_server.telemetry import Telemetry
 from support.admin import OPERATOR
 from support.metering import PLATFORM, TENANT, Ledger, ledger_on, new_id
 
@@ -119,6 +123,14 @@ async def test_any_remaining_overshoots_by_what_is_in_flight(planes: list[Ledger
     assert held == 0
     assert limit <= spent < limit + in_flight * CALL_NANOS
     assert overage == spent - limit
+    telemetry = Telemetry()
+    observer = MeteringObserver(telemetry, NotifyService())
+    for outcome in (outcome for plane in planes for outcome in plane.outcomes):
+        observer.batch_committed(outcome, len(outcome.results))
+    [told] = [
+        line for line in telemetry.prometheus().splitlines() if line.startswith("bursar_overshoot_usd ")
+    ]
+    assert round(Decimal(told.split()[1]) * 10**9) == overage
 
 
 async def test_grants_are_not_spent_twice(planes: list[Ledger]) -> None:

@@ -34,7 +34,7 @@ from bursar_server.metering.model import (
     ReleaseCall,
     Subject,
 )
-from bursar_server.metering.waits import WaitKey, Waits
+from bursar_server.metering.waits import PLACE_LASTS, WaitKey, Waits
 from bursar_server.metering.writes import write
 
 MAX_ROUNDS = 12
@@ -152,6 +152,10 @@ class BatchRunner:
         """Take calls out of the queues of their budgets: they have their answer."""
         store.leave_waits(self._connection, keys)
 
+    def renew_waits(self, keys: Sequence[WaitKey]) -> None:
+        """Let calls keep their places in the queues of their budgets: they still wait."""
+        store.renew_waits(self._connection, keys, PLACE_LASTS)
+
     def forget_partitions(self) -> None:
         """Look for the oldest partition again: months were made or dropped."""
         self._oldest_record = None
@@ -170,6 +174,14 @@ class BatchRunner:
         if unnamed:
             asked = [request_id for request_id in unnamed if request_id is not None]
             needs.owners.update(store.tenants_of_calls(self._connection, asked))
+            # Where it is this batch that makes the call, the others of the same id tell whose it can be.
+            likely = {
+                subjects[call.principal].tenant_id
+                for call in calls
+                if not isinstance(call, ExpireCall) and call.request_id in asked and not call.principal.empty
+            }
+            owners = {PrincipalRef.of_tenant(tenant_id) for tenant_id in (*needs.owners.values(), *likely)}
+            subjects.update(self._directory.subjects(self._connection, owners, reload=reload))
         for index, call in enumerate(calls):
             if isinstance(call, ExpireCall):
                 tenant_id, request_id = call.tenant_id, call.request_id

@@ -15,6 +15,7 @@ from bursar_server.metering import rules
 from bursar_server.metering.context import BatchContext
 from bursar_server.metering.model import CheckAnswer, CheckCall, Denial, NewUser, Problem, Subject, Waiting
 from bursar_server.metering.rules import Estimate, Verdict
+from bursar_server.metering.waits import PLACE_LASTS
 
 # How long a caller that cannot wait is told to stay away.
 RETRY_AFTER_MS = 1_000
@@ -63,13 +64,15 @@ def _known(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAns
     """Return the first answer to a call that was asked about before (S16), or that was released (S17)."""
     key = (subject.tenant_id, call.request_id)
     hold = context.books.holds.get(key)
-    if hold is not None:
-        if hold.check_sha256 != call.body_sha256:
-            raise BursarError(
-                Reason.REQUEST_ID_REUSED,
-                "request_id: this id came before with other content",
-                field="request_id",
-            )
+    if hold is not None and hold.check_sha256 != call.body_sha256:
+        raise BursarError(
+            Reason.REQUEST_ID_REUSED, "request_id: this id came before with other content", field="request_id"
+        )
+    revisions = context.books.revisions(key)
+    if hold is not None and revisions:
+        # The call was ended in another process while its Check was under way: only the hold is left of it.
+        context.books.close(hold)
+    elif hold is not None:
         legs = [(context.books.budget_of(leg.key[1]), context.books.balances[leg.key]) for leg in hold.legs]
         states = [(budget, balance) for budget, balance in legs if budget is not None]
         grants = [context.books.grant(leg.key) for leg in hold.grant_legs]
@@ -81,13 +84,30 @@ def _known(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAns
             hold.lease_expire_time,
             subject,
             duplicate=True,
+            fit_output_tokens=_fitted_again(call, subject, context, hold),
         )
-    revisions = context.books.revisions(key)
     if not revisions:
         return None
     if revisions[-1].source is Source.RELEASE:
         return _denied(call, [rules.released_denial()], subject, duplicate=True)
     return CheckAnswer(call.request_id, (), None, 0, None, subject, duplicate=True)
+
+
+def _fitted_again(call: CheckCall, subject: Subject, context: BatchContext, hold: Hold) -> int | None:
+    """Return the most output tokens that the first answer said, from what is held; None where it said none."""
+    if not call.can_fit_output:
+        return None
+    price = context.price_of(subject.tenant_id, call.provider, call.model, "", hold.check_time)
+    if price is None:
+        return None
+    of_grants = sum(leg.nanos for leg in hold.grant_legs)
+    legs = [
+        (budget, leg.nanos + (of_grants if leg.user_scoped else 0), leg.tokens)
+        for leg in hold.legs
+        if (budget := context.books.budget_of(leg.key[1])) is not None
+    ]
+    estimate = rules.estimate_of(price, context.policy, call.input_tokens_estimate, call.max_output_tokens)
+    return rules.fitted_output_tokens(price, estimate, legs)
 
 
 def _count_request(subject: Subject, context: BatchContext) -> Denial | None:
@@ -211,12 +231,13 @@ def _standing(
 
 
 def _queued(call: CheckCall, context: BatchContext, verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Return the verdicts of budgets that others have waited for longer; a call that holds nothing passes them by."""
+    """Return the verdicts that allow a call for which others have waited longer; one that holds nothing passes them by."""
     since = call.wait_since or context.now
     return [
         verdict
         for verdict in verdicts
-        if (verdict.hold_nanos or verdict.hold_tokens)
+        if verdict.denial is None
+        and (verdict.hold_nanos or verdict.hold_tokens)
         and rules.binds(verdict.budget)
         and context.waits.is_behind(verdict.budget.budget_id, since, call.request_id)
     ]
@@ -227,7 +248,7 @@ def _held(
 ) -> CheckAnswer | Waiting:
     """Let a call wait for other calls' holds where it may, else say that they are in the way (S10).
 
-    It queues for the budgets that are in its way, and for no other.
+    It queues for the budgets that are in its way now, and for no other: it leaves the queues of those that were.
     """
     denials = [
         verdict.denial or rules.queued_denial(verdict.budget, context.books.balances[verdict.key])
@@ -241,8 +262,9 @@ def _held(
         return answer
     keys = [(verdict.budget.tenant_id, verdict.budget.budget_id) for verdict in in_the_way]
     for key in keys:
-        context.waits.join((*key, call.request_id), since, until)
-    return Waiting(answer, since, until, tuple({*call.waits_for, *keys}), keys[0][1])
+        context.waits.join((*key, call.request_id), since, context.now + PLACE_LASTS)
+    context.waits.leave([(*key, call.request_id) for key in call.waits_for if key not in keys])
+    return Waiting(answer, since, until, tuple(keys), keys[0][1])
 
 
 def _hold(

@@ -54,6 +54,16 @@ class BatchContext:
         self.periods[key] = (period.start, period.end)
         return key
 
+    def owner_of(self, request_id: UUID) -> UUID | None:
+        """Return the tenant that has a call already, calls that this batch made included."""
+        owner = self.owners.get(request_id)
+        if owner is not None:
+            return owner
+        known = (
+            tenant_id for tenant_id, known in (*self.books.holds, *self.books.past) if known == request_id
+        )
+        return next(known, None)
+
     def active_grants(self, subject: Subject, instant: datetime) -> list[GrantState]:
         """Return the user's grants that a call made then can draw on, in the order they are spent (S7)."""
         grants = [self.books.grant((subject.tenant_id, grant_id)) for grant_id in subject.grant_ids]

@@ -31,6 +31,7 @@ from bursar_server.metering.model import (
     DeductCall,
     DeductItem,
     ExpireCall,
+    PrincipalRef,
     Problem,
     ReleaseAnswer,
     ReleaseCall,
@@ -93,10 +94,12 @@ def _tenant_of(
 ) -> tuple[UUID, Subject]:
     """Return whose call it is: that of the principal named, else that of its hold or its record."""
     subject = context.subjects[call.principal]
-    owner = context.owners.get(request_id)
     if call.principal.empty or subject.problem is Problem.KEY_UNKNOWN:
+        owner = context.owner_of(request_id)
         if owner is not None:
             tenant_id = owner
+            # Its tenant's budgets count it. One whose hold came to light just now has its legs instead.
+            subject = context.subjects.get(PrincipalRef.of_tenant(owner), subject)
         elif call.principal.empty:
             tenant_id = subject.tenant_id
         else:
@@ -160,7 +163,9 @@ def _charge_unheld(
     call: DeductCall, request_id: UUID, tenant_id: UUID, subject: Subject, context: BatchContext
 ) -> Record:
     """Charge a call that was denied, or never asked about, on what matches now; flagged unchecked (S14, S16)."""
-    started = call.start_time or context.now
+    # An id is made when a call begins: where it does not say when it did, and where what it says cannot be (S4, S12).
+    made = ids.time_of_uuid7(request_id) or context.now
+    started = min(call.start_time or made, made + rules.OLDEST_CHECK)
     usage_time = min(context.now, max(started, context.oldest_record))
     tags = {**(subject.default_tags or {}), **call.tags}
     budgets = rules.applicable(subject, tags)

@@ -51,7 +51,10 @@ class Directory:
                 self._subjects.move_to_end(ref)
                 for budget in subject.budgets:
                     self._remember_budget(budget, subject)
-            while len(self._subjects) > MAX_SUBJECTS + len(wanted):
+            if len(self._subjects) > MAX_SUBJECTS:
+                for ref in wanted & self._subjects.keys():
+                    self._subjects.move_to_end(ref)
+            while len(self._subjects) > max(MAX_SUBJECTS, len(wanted)):
                 self._subjects.popitem(last=False)
         return {ref: unknown.get(ref) or self._subjects[ref] for ref in wanted}
 

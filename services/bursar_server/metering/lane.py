@@ -119,12 +119,12 @@ class Lane:
         running = True
         while running:
             again = self._due_waiters()
-            locked = self._locked.take_due(self._clock.monotonic(), self._tenant_of)
+            locked = self._locked.take_due(self._clock.monotonic(), MAX_BATCH)
             entries = self._collect(MAX_BATCH - len(again), wait=not (again or locked))
             running = None not in entries
             self._serve(again + [entry for entry in entries if isinstance(entry, Ticket)])
             if locked:
-                self._run(locked, LOCKED_TIMEOUT_MS)
+                self._run(locked, aside=True)
             for entry in entries:
                 if isinstance(entry, _Chore):
                     self._do(entry)
@@ -152,38 +152,68 @@ class Lane:
         now = self._clock.monotonic()
         over = self._room.take_over(now)
         if over:
-            # They are in nobody's way once they have their answer.
-            keys = [key for ticket in over for key in ticket.keys]
-            with suppress(DatabaseError, BursarError):
-                self._runner_now().leave_waits(keys)
+            self._leave_waits(over)
             _deliver([(ticket, ticket.waiting.answer) for ticket in over if ticket.waiting])
+        renew = self._room.take_renewals(now)
+        if renew:
+            with suppress(DatabaseError, BursarError):
+                self._runner_now().renew_waits(renew)
         return self._room.take_due(now)
 
+    def _leave_waits(self, tickets: Sequence[Ticket]) -> None:
+        """Take calls out of the queues they stand in: they are in nobody's way once they have their answer."""
+        keys = [key for ticket in tickets for key in ticket.keys]
+        if keys:
+            with suppress(DatabaseError, BursarError):
+                self._runner_now().leave_waits(keys)
+
     def _tenant_of(self, call: Call) -> object:
-        """Return the tenant that a call is of, or what names it as long as that is not known."""
+        """Return the tenant that a call is of, or what names it (or the call) as long as that is not known."""
         if isinstance(call, ExpireCall):
             return call.tenant_id
+        if call.principal.empty:
+            return call.request_id
         return self._directory.tenant_of(call.principal) or call.principal
 
     def _serve(self, tickets: list[Ticket]) -> None:
-        open_tickets = []
-        for ticket in tickets:
-            deadline = ticket.call.deadline if isinstance(ticket.call, CheckCall) else None
-            if deadline is not None and deadline < self._clock.monotonic():
-                # Nobody waits for this answer: the Check leaves no hold.
-                late = BursarError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the Check")
-                _deliver([(ticket, late)])
-            else:
-                open_tickets.append(ticket)
-        if open_tickets:
-            self._run(open_tickets)
+        """Run the calls that have come in, but those of tenants whose rows are locked: they join the ones set aside."""
+        if self._locked:
+            free = []
+            for ticket in tickets:
+                tenant = self._tenant_of(ticket.call)
+                if tenant in self._locked:
+                    self._locked.put(tenant, [ticket], self._clock.monotonic())
+                else:
+                    free.append(ticket)
+            tickets = free
+        self._run(tickets)
 
-    def _run(self, tickets: list[Ticket], lock_timeout_ms: int | None = None) -> None:
-        """Run some calls in one transaction; where the database refuses, halve them down to the one that is bad."""
-        calls = [ticket.call for ticket in tickets]
+    def _in_time(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Return the calls whose answer is of use; a Check that comes too late for its caller leaves no hold."""
+        now = self._clock.monotonic()
+        useful: list[Ticket] = []
+        late: list[Ticket] = []
+        for ticket in tickets:
+            call = ticket.call
+            too_late = isinstance(call, CheckCall) and (
+                (call.deadline is not None and call.deadline < now) or ticket.future.cancelled()
+            )
+            (late if too_late else useful).append(ticket)
+        if late:
+            self._leave_waits(late)
+            _answer_all(late, BursarError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the Check"))
+        return useful
+
+    def _run(self, tickets: list[Ticket], *, aside: bool = False) -> None:
+        """Run some calls in one transaction; where the database refuses, halve them down to the one that is bad.
+
+        While somebody's rows are locked (`aside`: perhaps theirs) they are hardly waited for: others have their turn.
+        """
         started = self._clock.monotonic()
         repeats = 0
-        while True:
+        while tickets := self._in_time(tickets):
+            calls = [ticket.call for ticket in tickets]
+            lock_timeout_ms = LOCKED_TIMEOUT_MS if aside or self._locked else None
             try:
                 outcome = self._runner_now().run(calls, lock_timeout_ms)
             except BursarError as error:
@@ -214,11 +244,18 @@ class Lane:
                 self._drop_connection()
                 self._split(tickets, error)
                 return
-            self._on_batch(outcome, len(tickets))
+            self._tell(outcome, len(tickets))
             if outcome.freed:
                 self._room.look_now()
             _deliver(self._room.keep(tickets, outcome.results, self._clock.monotonic()))
             return
+
+    def _tell(self, outcome: Outcome, size: int) -> None:
+        """Tell who watches what was committed; that it fails changes nothing for the calls."""
+        try:
+            self._on_batch(outcome, size)
+        except Exception:
+            logger.exception("what follows a batch failed")
 
     def _set_aside(self, tickets: list[Ticket]) -> None:
         """Find out which tenant's rows are locked; its calls are tried again later, the others run now."""
@@ -226,11 +263,12 @@ class Lane:
         for ticket in tickets:
             tenants.setdefault(self._tenant_of(ticket.call), []).append(ticket)
         if len(tenants) == 1:
-            given_up = self._locked.put(tickets, self._clock.monotonic())
+            [tenant] = tenants
+            given_up = self._locked.put(tenant, tickets, self._clock.monotonic())
             _answer_all(given_up, _unavailable("the rows are locked by somebody else; try again"))
             return
         for of_one in tenants.values():
-            self._run(of_one, LOCKED_TIMEOUT_MS)
+            self._run(of_one, aside=True)
 
     def _split(self, tickets: list[Ticket], error: Exception) -> None:
         if len(tickets) > 1:

@@ -53,6 +53,11 @@ class PrincipalRef:
         """Whether it names nobody."""
         return not (self.api_key_sha256 or self.user or self.tenant)
 
+    @classmethod
+    def of_tenant(cls, tenant_id: UUID) -> "PrincipalRef":
+        """Return the reference that names a tenant and nobody in it."""
+        return cls(tenant=str(tenant_id))
+
 
 class Problem(StrEnum):
     """Why a principal may not call at all; the codes of denials."""

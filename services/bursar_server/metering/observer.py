@@ -43,6 +43,12 @@ class MeteringObserver:
         self._overshoot = metrics.counter(
             "bursar.overshoot", "What calls cost beyond the limits of their budgets, in nanos.", unit="nanos"
         )
+        overshoot = self._overshoot
+        metrics.gauge(
+            "bursar.overshoot.usd",
+            "What calls cost beyond the limits of their budgets since the start, in US dollars.",
+            lambda: sum(overshoot.values().values()) / 1e9,
+        )
         self._shortfall = metrics.counter(
             "bursar.hold_shortfall", "What calls cost beyond what was held for them, in nanos.", unit="nanos"
         )
@@ -69,6 +75,7 @@ class MeteringObserver:
         for record in outcome.expired:
             self._expired.add()
             self._cost.add(amount=max(0, record.cost.total_nanos))
+            self._overshoot.add(amount=max(0, record.overage_nanos))
 
     def _deducted(self, answer: DeductAnswer) -> None:
         record = answer.record
@@ -77,7 +84,7 @@ class MeteringObserver:
             return
         self._deducts.add(record.outcome, str(record.estimated).lower(), str(record.unchecked).lower())
         self._cost.add(amount=max(0, record.cost.total_nanos))
-        self._overshoot.add(amount=max(0, answer.overage_nanos))
+        self._overshoot.add(amount=max(0, record.overage_nanos))
         self._shortfall.add(amount=max(0, answer.hold_shortfall_nanos))
         if record.unpriced:
             self._unpriced.add()

@@ -245,6 +245,23 @@ def fitting_output_tokens(
     return fitting
 
 
+def fitted_output_tokens(
+    price: Price, estimate: Estimate, legs: Iterable[tuple[Budget, int, int]]
+) -> int | None:
+    """Return how many output tokens a hold's legs (budget, nanos, tokens) pay for; None where that is all it asked for."""
+    fitted = estimate.most_output_tokens
+    for budget, nanos, tokens in legs:
+        if budget.admission is not Admission.UPPER_BOUND:
+            continue
+        if tokens:
+            fitted = min(fitted, tokens - estimate.input_tokens)
+        elif nanos:
+            fitted = min(
+                fitted, pricing.affordable_output_tokens(price, estimate.input_tokens, fitted, nanos)
+            )
+    return fitted if FEWEST_OUTPUT_TOKENS <= fitted < estimate.most_output_tokens else None
+
+
 def _budget_denial(
     budget: Budget, balance: BalanceState, remaining: int, *, readable: bool, held: bool
 ) -> Denial:

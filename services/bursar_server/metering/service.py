@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class MeteringService:
-    """Check and Deduct on lanes. A caller that goes away does not take back what a lane has accepted."""
+    """Check and Deduct on lanes. A caller that goes away takes back a Check that waits, and nothing else."""
 
     def __init__(self, lanes: Sequence[Lane], ensure_user: EnsureUser, policy: Policy, clock: Clock) -> None:
         self._lanes = lanes
@@ -60,11 +60,14 @@ class MeteringService:
         return await asyncio.shield(self._lane_of(call).submit(call))
 
     async def check(self, call: CheckCall) -> CheckAnswer:
-        """Decide a call. Raises BursarError as `evaluate_check` does, or DATABASE_UNAVAILABLE."""
-        answer = await self._submit(call)
+        """Decide a call. Raises BursarError as `evaluate_check` does, or DATABASE_UNAVAILABLE.
+
+        A caller that goes away while it waits takes its Check back: no hold is made for it.
+        """
+        answer = await self._lane_of(call).submit(call)
         if isinstance(answer, NewUser):
             await self._ensure_user(answer.tenant_id, answer.email)
-            answer = await self._submit(call)
+            answer = await self._lane_of(call).submit(call)
         assert isinstance(answer, CheckAnswer)  # noqa: S101  (what a lane answers to a CheckCall)
         return answer
 

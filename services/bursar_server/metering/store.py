@@ -1,7 +1,7 @@
 """The SQL of metering: who calls and what limits them, rate windows, and the small statements around a batch."""
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -43,7 +43,8 @@ SELECT w.budget_id, w.wait_since, w.request_id
 FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, b) JOIN check_waits w ON w.tenant_id = k.t AND w.budget_id = k.b
 WHERE w.expire_time > clock_timestamp() ORDER BY w.budget_id, w.wait_since, w.request_id LIMIT 5000"""
 JOIN_WAITS = """
-INSERT INTO check_waits SELECT * FROM json_populate_recordset(NULL::check_waits, %s) ON CONFLICT DO NOTHING"""
+INSERT INTO check_waits SELECT * FROM json_populate_recordset(NULL::check_waits, %s)
+ON CONFLICT (tenant_id, budget_id, request_id) DO UPDATE SET expire_time = excluded.expire_time"""
 LEAVE_WAITS = """
 DELETE FROM check_waits w USING unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS k(t, b, r)
 WHERE w.tenant_id = k.t AND w.budget_id = k.b AND w.request_id = k.r"""
@@ -326,6 +327,16 @@ def purge_rate_windows(connection: Connection[Row]) -> None:
 def leave_waits(connection: Connection[Row], keys: Sequence[WaitKey]) -> None:
     """Delete waits by their keys."""
     connection.execute(LEAVE_WAITS, tuple([key[part] for key in keys] for part in range(3)))
+
+
+def renew_waits(connection: Connection[Row], keys: Sequence[WaitKey], lasts: timedelta) -> None:
+    """Let waits last this long from now."""
+    connection.execute(
+        "UPDATE check_waits w SET expire_time = clock_timestamp() + %s"
+        " FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS k(t, b, r)"
+        " WHERE w.tenant_id = k.t AND w.budget_id = k.b AND w.request_id = k.r",
+        (lasts, *([key[part] for key in keys] for part in range(3))),
+    )
 
 
 def purge_waits(connection: Connection[Row]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -12,6 +12,8 @@ from bursar_server.metering.waits import WaitKey
 
 # How often calls that wait for holds look again: holds of other processes are removed without a word (S10, S13).
 LOOK_AGAIN_S = 0.05
+# How often the places of those who wait are renewed: well within what they last (waits.PLACE_LASTS).
+RENEW_S = 1.0
 # How many calls are decided again at a time, and how many of those that wait for one budget: the first stop the others.
 MAX_LOOKS = 128
 MAX_LOOKS_OF_ONE = 32
@@ -29,9 +31,13 @@ class Ticket:
     loop: asyncio.AbstractEventLoop
     waiting: Waiting | None = None
     wait_ends: float = 0.0
-    # Since when its rows are found locked, and when it is tried again; monotonic seconds.
+    # Since when its rows are found locked; monotonic seconds.
     locked_since: float = 0.0
-    again_at: float = 0.0
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it is a Check whose caller went away: it leaves no hold. What was spent is charged all the same."""
+        return isinstance(self.call, CheckCall) and self.future.cancelled()
 
     @property
     def keys(self) -> list[WaitKey]:
@@ -47,6 +53,7 @@ class WaitingRoom:
     def __init__(self) -> None:
         self._by_budget: dict[UUID, deque[Ticket]] = {}
         self._look_at = 0.0
+        self._renew_at = 0.0
 
     def __bool__(self) -> bool:
         """Whether anybody waits."""
@@ -61,13 +68,14 @@ class WaitingRoom:
         return self._look_at - now
 
     def take_over(self, now: float) -> list[Ticket]:
-        """Take out those that have waited long enough: they get the answer that says so."""
+        """Take out those that have waited long enough (they get the answer that says so), and those who went away."""
         over: list[Ticket] = []
         for budget_id, waiters in list(self._by_budget.items()):
-            ended = [ticket for ticket in waiters if ticket.wait_ends <= now]
+            ended = [ticket for ticket in waiters if ticket.wait_ends <= now or ticket.abandoned]
             if ended:
                 over += ended
-                self._put(budget_id, deque(ticket for ticket in waiters if ticket.wait_ends > now))
+                gone = {id(ticket) for ticket in ended}
+                self._put(budget_id, deque(ticket for ticket in waiters if id(ticket) not in gone))
         return over
 
     def take_due(self, now: float) -> list[Ticket]:
@@ -84,6 +92,13 @@ class WaitingRoom:
             due += [waiters.popleft() for _ in range(min(room, len(waiters)))]
             self._put(budget_id, waiters)
         return due
+
+    def take_renewals(self, now: float) -> list[WaitKey]:
+        """Return the places of everybody who waits, when it is time to renew them."""
+        if now < self._renew_at:
+            return []
+        self._renew_at = now + RENEW_S
+        return [key for waiters in self._by_budget.values() for ticket in waiters for key in ticket.keys]
 
     def take_all(self) -> list[Ticket]:
         """Take everybody out."""
@@ -128,43 +143,57 @@ def _place(ticket: Ticket) -> tuple[datetime, UUID]:
 
 
 class LockedOut:
-    """Calls whose rows somebody else has locked: tried again aside, so that they freeze nobody (design: hot path)."""
+    """Calls whose rows somebody else has locked: tried again aside, so that they freeze nobody (design: hot path).
+
+    They are kept by tenant (or what stands for it), and the calls of a tenant that come meanwhile wait behind them.
+    """
 
     def __init__(self) -> None:
-        self._tickets: deque[Ticket] = deque()
+        self._by_tenant: dict[object, list[Ticket]] = {}
+        self._again_at: dict[object, float] = {}
 
     def __bool__(self) -> bool:
         """Whether there are any."""
-        return bool(self._tickets)
+        return bool(self._by_tenant)
+
+    def __contains__(self, tenant: object) -> bool:
+        """Whether calls of a tenant are set aside."""
+        return tenant in self._by_tenant
 
     def seconds_to_try(self, now: float) -> float:
-        """Return how long it is until the first is to be tried again; below 0 when it is time."""
-        return self._tickets[0].again_at - now
+        """Return how long it is until the first are to be tried again; below 0 when it is time."""
+        return min(self._again_at.values()) - now
 
-    def put(self, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
-        """Put calls aside, and return those that have been tried for long enough."""
-        given_up = []
+    def put(self, tenant: object, tickets: Sequence[Ticket], now: float) -> list[Ticket]:
+        """Put calls of a tenant aside, and return those that have been tried for long enough."""
+        given_up: list[Ticket] = []
+        kept: list[Ticket] = []
         for ticket in tickets:
             ticket.locked_since = ticket.locked_since or now
-            ticket.again_at = now + LOCKED_AGAIN_S
-            if now - ticket.locked_since > LOCKED_PATIENCE_S:
-                given_up.append(ticket)
-            else:
-                self._tickets.append(ticket)
+            patient = now - ticket.locked_since <= LOCKED_PATIENCE_S
+            (kept if patient else given_up).append(ticket)
+        if kept:
+            self._again_at.setdefault(tenant, now + LOCKED_AGAIN_S)
+            waiting = [*self._by_tenant.get(tenant, ()), *kept]
+            self._by_tenant[tenant] = sorted(waiting, key=lambda ticket: ticket.locked_since)
         return given_up
 
-    def take_due(self, now: float, tenant_of: Callable[[Call], object]) -> list[Ticket]:
-        """Take out the calls of one tenant that are to be tried again."""
-        if not self._tickets or self._tickets[0].again_at > now:
+    def take_due(self, now: float, most: int) -> list[Ticket]:
+        """Take out the first calls of the tenant that is to be tried again, at most so many."""
+        tenant = min(self._again_at, key=self._again_at.__getitem__, default=None)
+        if tenant is None or self._again_at[tenant] > now:
             return []
-        tenant = tenant_of(self._tickets[0].call)
-        due = [t for t in self._tickets if t.again_at <= now and tenant_of(t.call) == tenant]
-        taken = {id(ticket) for ticket in due}
-        self._tickets = deque(ticket for ticket in self._tickets if id(ticket) not in taken)
-        return due
+        tickets = self._by_tenant.pop(tenant)
+        del self._again_at[tenant]
+        tickets, rest = tickets[:most], tickets[most:]
+        if rest:
+            # Where the first find their rows free, the others follow at once.
+            self._by_tenant[tenant], self._again_at[tenant] = rest, now
+        return tickets
 
     def take_all(self) -> list[Ticket]:
         """Take all out."""
-        everybody = list(self._tickets)
-        self._tickets.clear()
+        everybody = [ticket for tickets in self._by_tenant.values() for ticket in tickets]
+        self._by_tenant.clear()
+        self._again_at.clear()
         return everybody
