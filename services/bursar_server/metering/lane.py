@@ -85,15 +85,16 @@ class Lane:
         """Start the thread; it connects with its first batch."""
         self._thread.start()
 
-    async def submit(self, call: Call) -> Answer:
-        """Queue a call and wait for its answer; cancelling the wait does not take the call back.
+    def submit(self, call: Call) -> "asyncio.Future[Answer]":
+        """Queue a call, behind those queued before it, and return its answer to come.
 
-        Raises BursarError: the call's own, OVERLOADED, SHUTTING_DOWN or DATABASE_UNAVAILABLE.
+        Cancelling the future takes back a Check that is not decided yet, and nothing else. Raises BursarError OVERLOADED
+        or SHUTTING_DOWN; the future raises the call's own, or DATABASE_UNAVAILABLE.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._put(Ticket(call, future, loop))
-        return await future
+        return future
 
     async def perform(self, task: Task) -> Any:
         """Do something small on the lane's connection, between batches."""
