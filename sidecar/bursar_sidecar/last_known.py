@@ -174,11 +174,14 @@ class LastKnown:
             tokens = input_tokens + output_tokens
         for budget_id in principal.budgets:
             left = self._left.get(budget_id)
-            wanted = tokens if left is not None and left.in_tokens else nanos
-            if left is None or wanted is None:
+            if left is None:
                 return Decision(policy, denial.control_plane_unavailable())
-            if wanted and wanted > left.amount:
+            wanted = tokens if left.in_tokens else nanos
+            # What costs nothing passes always (S10), what has no known price while nobody knows better never.
+            if left.amount < (1 if wanted is None else wanted) and wanted != 0:
                 return Decision(policy, problem or denial.spent_as_known())
+            if wanted is None:
+                return Decision(policy, denial.control_plane_unavailable())
         claim = Claim(principal.budgets, nanos or 0, tokens, now)
         self._take(claim.budgets, claim.nanos, claim.tokens)
         return Decision(policy, None, claim)
