@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
-from bursar_sidecar.providers.base import ApiCall, Metered, Outcome, Usage, UsageItem, token_estimate
+from bursar_sidecar.providers.base import ApiCall, Metered, Outcome, Usage, UsageItem
+from bursar_sidecar.tokens import SAMPLE_MAX_BYTES, asked_tokens, said_tokens
 
 #: No answer consumes more units than this; a larger figure is a defect of the provider and reads as not reported.
 COUNT_MAX = 10**12
@@ -37,6 +38,15 @@ class Findings:
     cancelled: bool = False
     finished: bool = False
     deferred: bool = False
+    sample: list[str] = field(default_factory=list)
+
+    def say(self, *texts: str) -> None:
+        """Note text that the model generated, for an estimate should usage never come."""
+        for said in texts:
+            if said:
+                if self.text_bytes < SAMPLE_MAX_BYTES:
+                    self.sample.append(said[:SAMPLE_MAX_BYTES])
+                self.text_bytes += len(said) if said.isascii() else len(said.encode(errors="replace"))
 
 
 def count(value: object) -> int:
@@ -67,7 +77,10 @@ def text(value: object) -> str:
 
 
 def clamped(usage: Usage) -> Usage:
-    """Return `usage` with no part larger than its whole (some answers report more cached than prompt tokens)."""
+    """Return `usage` with no part larger than its whole (some answers report more cached than prompt tokens).
+
+    Reasoning stays as it is: nothing is priced by it, and some gateways count it beside the output.
+    """
     whole_in, whole_out = usage.input_tokens, usage.output_tokens
     read = min(usage.cache_read_tokens, whole_in)
     write_5m = min(usage.cache_write_5m_tokens, whole_in - read)
@@ -78,7 +91,7 @@ def clamped(usage: Usage) -> Usage:
         cache_read_tokens=read,
         cache_write_5m_tokens=write_5m,
         cache_write_1h_tokens=write_1h,
-        reasoning_tokens=min(usage.reasoning_tokens, whole_out),
+        reasoning_tokens=usage.reasoning_tokens,
         input_audio_tokens=min(usage.input_audio_tokens, whole_in),
         output_audio_tokens=min(usage.output_audio_tokens, whole_out),
         input_image_tokens=min(usage.input_image_tokens, whole_in),
@@ -130,14 +143,21 @@ def _outcome(status: int, found: Findings, complete: bool) -> Outcome:
 
 def _estimated(call: ApiCall, found: Findings) -> Usage:
     """Return the larger of what was reported so far and what the text that came is taken for."""
-    output = token_estimate(found.text_bytes)
+    models = (found.model, call.model)
+    output = said_tokens(models, found.sample, found.text_bytes)
     if call.max_output_tokens is not None:
         output = min(output, call.max_output_tokens)
     if found.usage is None:
-        return Usage(input_tokens=call.input_tokens_estimate, output_tokens=output, requests=1)
+        return Usage(input_tokens=_asked(call, models), output_tokens=output, requests=1)
     fields = {name: getattr(found.usage, name) for name in Usage.__slots__}
     if not found.final:
         fields["output_tokens"] = max(found.usage.output_tokens, output)
     if found.input_unknown:
-        fields["input_tokens"] = call.input_tokens_estimate
+        fields["input_tokens"] = _asked(call, models)
     return Usage(**fields)
+
+
+def _asked(call: ApiCall, models: tuple[str, str]) -> int:
+    """Return what the input is taken for: as a vocabulary counts it, else as it was for the Check."""
+    counted = asked_tokens(models, call.body)
+    return call.input_tokens_estimate if counted is None else counted

@@ -187,4 +187,4 @@ def _read_choices(answer: Document, found: Findings) -> None:
         for tool in parts(said.get("tool_calls")):
             function = part(tool.get("function"))
             spoken += [text(function.get("name")), text(function.get("arguments"))]
-        found.text_bytes += sum(len(one.encode(errors="replace")) for one in spoken if one)
+        found.say(*spoken)

@@ -57,8 +57,8 @@ def read_response(response: Mapping[str, object], found: Findings) -> None:
         searches = sum(item.get("type") == "web_search_call" for item in output)
         found.usage = responses_usage(raw, searches)
         found.provider_cost_usd = provider_cost(raw)
-    else:
-        found.text_bytes = max(found.text_bytes, sum(map(_item_bytes, output)))
+    elif not found.text_bytes:
+        found.say(*(said for item in output for said in _item_texts(item)))
 
 
 def _place(found: Document, key: str, depth: int, value: object) -> None:
@@ -100,6 +100,8 @@ class ResponseStream(StreamReader):
         response = event.get("response")
         if event.get("type") not in _FINISHING_TYPES or not isinstance(response, dict):
             return self._content(block)
+        if not isinstance(response.get("usage"), dict):
+            self._read_pending()  # else what it repeats would count twice
         read_response(response, self._found)
         self._found.deferred = False
         self._found.final = self._found.usage is not None
@@ -116,11 +118,11 @@ class ResponseStream(StreamReader):
         self._found.model = self._found.model or text(part(event.get("response")).get("model"))
         delta = event.get("delta")
         if isinstance(delta, str) and text(event.get("type")).endswith(".delta"):
-            self._found.text_bytes += len(delta.encode(errors="replace"))
+            self._found.say(delta)
 
 
-def _item_bytes(item: Mapping[str, object]) -> int:
+def _item_texts(item: Mapping[str, object]) -> list[str]:
     spoken = [text(item.get("arguments")), text(item.get("name"))]
     for content in (*parts(item.get("content")), *parts(item.get("summary"))):
         spoken += [text(content.get("text")), text(content.get("refusal"))]
-    return sum(len(one.encode(errors="replace")) for one in spoken)
+    return spoken
