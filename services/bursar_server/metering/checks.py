@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from bursar_server.audit.model import AuditEvent
-from bursar_server.budgets.model import Admission, Budget, LeaseExpiry, ScopeKind
+from bursar_server.budgets.model import Admission, Budget, LeaseExpiry, OnUnreachable, ScopeKind
 from bursar_server.budgets.rules import readable
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.money import usd_text
@@ -13,7 +13,17 @@ from bursar_server.ledger.model import Attribution, BalanceKey, BalanceState, Gr
 from bursar_server.ledger.rules import allocate
 from bursar_server.metering import rules
 from bursar_server.metering.context import BatchContext
-from bursar_server.metering.model import CheckAnswer, CheckCall, Denial, NewUser, Problem, Subject, Waiting
+from bursar_server.metering.model import (
+    BudgetLeft,
+    CheckAnswer,
+    CheckCall,
+    Denial,
+    NewUser,
+    Outlook,
+    Problem,
+    Subject,
+    Waiting,
+)
 from bursar_server.metering.rules import Estimate, Verdict
 from bursar_server.metering.waits import PLACE_LASTS
 
@@ -179,7 +189,8 @@ def _decide(
         if all(denial.code == "BUDGET_HELD" for denial in denials):
             return _held(call, subject, context, in_the_way)
         _audit_block(call, subject, context, verdicts)
-        return _denied(call, denials, subject)
+        outlook = _outlook(call, subject, context, verdicts, grants)
+        return replace(_denied(call, denials, subject), outlook=outlook)
     for verdict in verdicts:
         if verdict.denial and verdict.budget.shadow:
             balance = context.books.balances[verdict.key]
@@ -196,7 +207,30 @@ def _decide(
         hold.lease_expire_time,
         subject,
         fit_output_tokens=fitted,
+        outlook=_outlook(call, subject, context, verdicts, grants),
     )
+
+
+def _outlook(
+    call: CheckCall,
+    subject: Subject,
+    context: BatchContext,
+    verdicts: Sequence[Verdict],
+    grants: Sequence[GrantState],
+) -> Outlook | None:
+    """Return what the sidecar goes by while it cannot ask; None where there is nothing to say."""
+    word = rules.strictest_word(verdict.budget for verdict in verdicts)
+    if word is None and not call.with_budgets:
+        return None
+    left: tuple[BudgetLeft, ...] = ()
+    if call.with_budgets or word is OnUnreachable.LAST_KNOWN_GOOD:
+        left = tuple(
+            rules.left_of(verdict.budget, context.books.balances[verdict.key], grants)
+            for verdict in verdicts
+            if rules.binds(verdict.budget)
+        )
+    by_tags = any(budget.scope.kind is ScopeKind.TAG for budget in subject.budgets)
+    return Outlook(word, left, by_tags)
 
 
 def _verdicts(

@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from bursar_server.audit.model import AuditEvent
-from bursar_server.budgets.model import ScopeKind
+from bursar_server.budgets.model import OnUnreachable, ScopeKind
 from bursar_server.kit import ids
 from bursar_server.kit.errors import BursarError, Reason, invalid
 from bursar_server.kit.money import usd_text
@@ -33,6 +33,7 @@ from bursar_server.metering.model import (
     ExpireCall,
     PrincipalRef,
     Problem,
+    RefusedCalls,
     ReleaseAnswer,
     ReleaseCall,
     Subject,
@@ -75,6 +76,8 @@ def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -
         postings, cost = record.postings, record.cost
     fired = [threshold for _, threshold in context.books.fired[fired_before:]]
     _audit_soft_limits(context, fired_before)
+    if call.degraded is not None:
+        _audit_degraded(call.degraded, record, subject, context)
     return DeductAnswer(
         request_id,
         cost,
@@ -272,9 +275,49 @@ def _audit_soft_limits(context: BatchContext, start: int) -> None:
         context.audit.append((budget.tenant_id, event))
 
 
+def _audit_degraded(policy: OnUnreachable, record: Record, subject: Subject, context: BatchContext) -> None:
+    """Note a call that a sidecar let through by itself: one event for each such call."""
+    tenant_id = record.attribution.tenant_id
+    details = {
+        "request_id": str(record.request_id),
+        "policy": policy.value,
+        "provider": record.provider,
+        "model": record.model,
+        "cost_usd": usd_text(record.cost.total_nanos),
+    }
+    user_id = record.attribution.user_id
+    event = AuditEvent(
+        "DEGRADED_ALLOW", subject.actor, f"call/{record.request_id}", context.now, user_id, details
+    )
+    context.audit.append((tenant_id, event))
+
+
+def _audit_refused(call: ReleaseCall, refused: RefusedCalls, subject: Subject, context: BatchContext) -> None:
+    """Note the calls of a principal that a sidecar refused by itself: one event for each outage of it."""
+    times = {"first_time": refused.first_time, "last_time": refused.last_time}
+    details = {
+        "report_id": str(call.request_id),
+        "policy": refused.policy.value,
+        "calls": refused.calls,
+        **{name: at.isoformat() for name, at in times.items() if at is not None},
+    }
+    resource = f"api_key/{subject.api_key_id}" if subject.api_key_id else f"user/{subject.user_id}"
+    event = AuditEvent("DEGRADED_DENY", subject.actor, resource, context.now, subject.user_id, details)
+    context.audit.append((subject.tenant_id, event))
+
+
 def evaluate_release(call: ReleaseCall, context: BatchContext) -> ReleaseAnswer:
-    """Remove the hold of a call that was never sent, and leave the mark that its late Check finds (S17)."""
-    tenant_id, subject = _tenant_of(call, call.request_id, context)
+    """Remove the hold of a call that was never sent, and leave the mark that its late Check finds (S17).
+
+    A report of refused calls leaves the mark of an id of its own, so that it is noted once however often it comes. What
+    was refused to keys that nobody has, or of tenants that the sidecar's token is not for, is in no trail.
+    """
+    try:
+        tenant_id, subject = _tenant_of(call, call.request_id, context)
+    except BursarError:
+        if call.refused is None:
+            raise
+        return ReleaseAnswer(False)
     made = ids.time_of_uuid7(call.request_id)
     if made is None or made > context.now + rules.FARTHEST_AHEAD:
         raise rules.misplaced(context.now)
@@ -282,6 +325,8 @@ def evaluate_release(call: ReleaseCall, context: BatchContext) -> ReleaseAnswer:
         raise BursarError(
             Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
         )
+    if call.refused is not None and not context.books.revisions((tenant_id, call.request_id)):
+        _audit_refused(call, call.refused, subject, context)
     hold = context.hold_of(call.request_id, tenant_id)
     attribution = hold.attribution if hold else Attribution(
         tenant_id, subject.api_key_id, subject.user_id, subject.masked_key, subject.service_account,

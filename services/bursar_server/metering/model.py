@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from bursar_server.budgets.model import Budget
+from bursar_server.budgets.model import Budget, OnUnreachable
 from bursar_server.ledger.model import FiredThreshold, PostingLine, Record
 from bursar_server.pricing.model import CallCost, Usage
 
@@ -120,6 +120,8 @@ class CheckCall:
     wait_since: datetime | None = None
     # The budgets (tenant and id) whose queues it stands in.
     waits_for: tuple[tuple[UUID, UUID], ...] = ()
+    # Whether the answer says what each budget has left.
+    with_budgets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +151,28 @@ class DeductCall:
     tags: Mapping[str, str]
     session_id: str
     body_sha256: str
+    # By which policy a sidecar that could not ask let the call through.
+    degraded: OnUnreachable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCalls:
+    """Calls of one principal that a sidecar refused in one outage, by which policy."""
+
+    calls: int
+    policy: OnUnreachable
+    first_time: datetime | None
+    last_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseCall:
-    """Says that a call was never sent."""
+    """Says that a call was never sent, or reports calls that a sidecar refused by itself."""
 
     request_id: UUID
     principal: PrincipalRef
     allowed_tenants: frozenset[UUID] | None
+    refused: RefusedCalls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +205,27 @@ class Denial:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetLeft:
+    """What a budget leaves, in its own unit; never below 0."""
+
+    budget_id: UUID
+    amount: int
+    in_tokens: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a sidecar goes by while it cannot ask: the budgets' strictest word, and what they leave where that matters.
+
+    `by_tags`: other tags may mean other budgets.
+    """
+
+    policy: OnUnreachable | None
+    budgets: tuple[BudgetLeft, ...]
+    by_tags: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CheckAnswer:
     """The decision; allowed when there are no denials."""
 
@@ -202,6 +238,7 @@ class CheckAnswer:
     duplicate: bool = False
     retry_after_ms: int | None = None
     fit_output_tokens: int | None = None
+    outlook: Outlook | None = None
 
     @property
     def allowed(self) -> bool:

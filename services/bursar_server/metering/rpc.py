@@ -11,8 +11,9 @@ from uuid import UUID
 
 from connectrpc.request import RequestContext
 
-from bursar.v1 import metering_pb2
+from bursar.v1 import budget_pb2, metering_pb2
 from bursar.v1 import metering_service_pb2 as pb
+from bursar_server.budgets.model import OnUnreachable
 from bursar_server.kit import ids
 from bursar_server.kit.caller import Caller
 from bursar_server.kit.errors import BursarError, Reason, invalid
@@ -25,7 +26,9 @@ from bursar_server.metering.model import (
     DeductCall,
     DeductItem,
     Denial,
+    Outlook,
     PrincipalRef,
+    RefusedCalls,
     ReleaseCall,
 )
 from bursar_server.metering.service import MeteringService
@@ -140,15 +143,17 @@ def principal_of(
     digest = message.api_key_sha256
     if digest and (len(digest) != 64 or not _HEX.issuperset(digest)):
         raise invalid("api_key_sha256", "must be 64 lower-case hexadecimal characters")
-    user = "" if isinstance(message, pb.ReleaseHoldRequest) else message.user_id
+    # Of a release nobody needs to know for whom the key acted, but of refused calls.
+    named = message.refused if isinstance(message, pb.ReleaseHoldRequest) else message
+    user = named.user_id
     if user:
         found = fields.user_ref(user, "user_id")
         user = str(found)
     body_user = ""
-    if not user and not isinstance(message, pb.ReleaseHoldRequest) and message.body_user:
+    if not user and named.body_user:
         # It is the app's own field and may hold anything: what names nobody is left aside.
         with suppress(BursarError):
-            body_user = str(fields.user_ref(message.body_user, "body_user"))
+            body_user = str(fields.user_ref(named.body_user, "body_user"))
     tenant = fields.text(message.tenant_id, "tenant_id", max_length=200)
     # A key says its tenant itself: two ways to name one principal would be two entries of the directory.
     return PrincipalRef(digest, user, "" if digest else tenant, body_user if digest else "")
@@ -168,7 +173,7 @@ def check_call(message: pb.CheckRequest, caller: Caller, deadline: float | None)
     named = (principal, provider, model, estimate, most, sorted(tags.items()), session)
     return CheckCall(
         _request_id(message.request_id), principal, caller.tenant_ids, provider, model, estimate, most, tags, session,
-        _digest(named), deadline, can_fit_output=message.can_fit_output,
+        _digest(named), deadline, can_fit_output=message.can_fit_output, with_budgets=message.with_budgets,
     )  # fmt: skip
 
 
@@ -206,6 +211,7 @@ def deduct_call(message: pb.DeductRequest, caller: Caller) -> DeductCall:
         given_id, ids.parse_uuid(given_id), principal_of(message), caller.tenant_ids, provider, items, outcome,
         message.estimated, provider_cost, start, end, fields.tags(message.tags),
         fields.text(message.session_id, "session_id", max_length=128), _digest(named),
+        fields.choice(message.degraded, budget_pb2.OnUnreachable, OnUnreachable, "degraded"),
     )  # fmt: skip
 
 
@@ -225,8 +231,18 @@ def _item(message: metering_pb2.UsageItem, path: str) -> DeductItem:
 
 
 def release_call(message: pb.ReleaseHoldRequest, caller: Caller) -> ReleaseCall:
-    """Return a release as it is asked."""
-    return ReleaseCall(_request_id(message.request_id), principal_of(message), caller.tenant_ids)
+    """Return a release as it is asked. Raises INVALID_FIELD naming the field."""
+    refused = None
+    if message.HasField("refused"):
+        said = message.refused
+        policy = fields.choice(said.policy, budget_pb2.OnUnreachable, OnUnreachable, "refused.policy")
+        refused = RefusedCalls(
+            fields.integer(said.calls, "refused.calls"),
+            policy or OnUnreachable.CLOSED,
+            fields.instant(said, "first_time", path="refused."),
+            fields.instant(said, "last_time", path="refused."),
+        )
+    return ReleaseCall(_request_id(message.request_id), principal_of(message), caller.tenant_ids, refused)
 
 
 def check_response(answer: CheckAnswer) -> pb.CheckResponse:
@@ -245,12 +261,26 @@ def check_response(answer: CheckAnswer) -> pb.CheckResponse:
         message.remaining_usd = usd_of_nanos(answer.remaining_nanos)
     if answer.hold_expire_time is not None:
         message.hold_expire_time.CopyFrom(fields.timestamp_of(answer.hold_expire_time))
+    if answer.outlook is not None:
+        _add_outlook(message, answer.outlook)
     subject = answer.subject
     if subject is not None:
         message.tenant_id = str(subject.tenant_id)
         message.user_id = str(subject.user_id) if subject.user_id else ""
         message.api_key_id = str(subject.api_key_id) if subject.api_key_id else ""
     return message
+
+
+def _add_outlook(message: pb.CheckResponse, outlook: Outlook) -> None:
+    message.budgets_by_tags = outlook.by_tags
+    if outlook.policy is not None:
+        message.on_unreachable = fields.enum_number(budget_pb2.OnUnreachable, outlook.policy)  # type: ignore[assignment]
+    for left in outlook.budgets:
+        said = message.budgets.add(budget_id=str(left.budget_id))
+        if left.in_tokens:
+            said.remaining_tokens = left.amount
+        else:
+            said.remaining_nanos = left.amount
 
 
 def _denial(denial: Denial) -> metering_pb2.Denial:

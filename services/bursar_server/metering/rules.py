@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from bursar_server.budgets.model import Admission, Budget, Enforcement, ScopeKind
+from bursar_server.budgets.model import Admission, Budget, Enforcement, OnUnreachable, ScopeKind
 from bursar_server.kit import ids
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.money import usd_text
 from bursar_server.ledger.model import BalanceKey, BalanceState, GrantState
-from bursar_server.metering.model import Denial, NoBudgetPolicy, Policy, PricingOnMissing, Problem, Subject
+from bursar_server.metering.model import (
+    BudgetLeft,
+    Denial,
+    NoBudgetPolicy,
+    Policy,
+    PricingOnMissing,
+    Problem,
+    Subject,
+)
 from bursar_server.pricing import rules as pricing
 from bursar_server.pricing.model import Price
 
@@ -23,6 +31,9 @@ FEWEST_OUTPUT_TOKENS = 16
 FARTHEST_AHEAD = timedelta(days=1)
 OLDEST_CHECK = timedelta(hours=24)
 NEWEST_CHECK = timedelta(minutes=5)
+
+# What budgets can say to calls while a sidecar cannot ask, the strictest first.
+_WORDS = (OnUnreachable.CLOSED, OnUnreachable.LAST_KNOWN_GOOD, OnUnreachable.OPEN)
 
 _PROBLEMS = {
     Problem.KEY_UNKNOWN: ("authentication", "unknown API key"),
@@ -329,6 +340,22 @@ def tightest_nanos(states: Iterable[tuple[Budget, BalanceState]], grants: Sequen
         if budget.limit_nanos is not None and not budget.shadow and budget.scope.kind is not ScopeKind.GLOBAL
     ]
     return min(amounts) if amounts else None
+
+
+def strictest_word(budgets: Iterable[Budget]) -> OnUnreachable | None:
+    """Return what the budgets of a call say to it while a sidecar cannot ask; None leaves it to the sidecar."""
+    said = {budget.on_unreachable for budget in budgets if binds(budget)}
+    return next((word for word in _WORDS if word in said), None)
+
+
+def left_of(budget: Budget, balance: BalanceState, grants: Sequence[GrantState]) -> BudgetLeft:
+    """Return what a budget leaves for a call, with the grants beside a budget of scope user."""
+    if budget.counts_tokens:
+        tokens = max(0, budget.limit - balance.spent_tokens - balance.held_tokens)
+        return BudgetLeft(budget.budget_id, tokens, in_tokens=True)
+    of_grants = sum(grant.free_nanos for grant in grants) if budget.scope.kind is ScopeKind.USER else 0
+    nanos = max(0, budget.limit - balance.spent_nanos - balance.held_nanos) + of_grants
+    return BudgetLeft(budget.budget_id, nanos, in_tokens=False)
 
 
 def minute_of(instant: datetime) -> datetime:
