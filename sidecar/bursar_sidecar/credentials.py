@@ -15,6 +15,9 @@ _KEY_MAX_CHARACTERS = 200
 #: Headers that SDKs send keys in.
 _AUTHORIZATION = istr("Authorization")
 CREDENTIAL_HEADERS = (_AUTHORIZATION, istr("x-api-key"), istr("x-goog-api-key"), istr("api-key"))
+#: What goes with a signature of AWS's. One made for the sidecar's address is no credential at the provider's.
+_SIGNATURE_HEADERS = (istr("x-amz-date"), istr("x-amz-security-token"), istr("x-amz-content-sha256"))
+_SIGNATURE = "AWS4-"
 
 
 class Caller(NamedTuple):
@@ -38,8 +41,8 @@ def caller_of(headers: CIMultiDictProxy[str], query: str, carried_key_sha256: st
 
 
 def without_credentials(headers: CIMultiDict[str]) -> None:
-    """Remove every header that a key can come in."""
-    for name in CREDENTIAL_HEADERS:
+    """Remove every header that a key or a signature can come in."""
+    for name in (*CREDENTIAL_HEADERS, *_SIGNATURE_HEADERS):
         headers.popall(name, None)
 
 
@@ -63,9 +66,8 @@ def provider_credential(given: Mapping[str, str], headers: CIMultiDict[str]) -> 
 
 def has_credentials(headers: CIMultiDict[str], query: str) -> bool:
     """Return whether the app brought a credential of the provider's."""
-    return any(name in headers for name in CREDENTIAL_HEADERS) or any(
-        name == "key" for name, _ in _parameters(query)
-    )
+    brought = any(not headers[name].startswith(_SIGNATURE) for name in CREDENTIAL_HEADERS if name in headers)
+    return brought or any(name == "key" for name, _ in _parameters(query))
 
 
 def _key_in(value: str, *, bearer: bool) -> str | None:

@@ -174,7 +174,7 @@ class Exchange:
         assert upstream is not None  # noqa: S101  (there is one when `_send` returns no problem)
         content_type = upstream.headers.get(header.CONTENT_TYPE, "")
         self._reader = reader = self._forward.dialect.reader(
-            self._forward.asked, upstream.status, content_type
+            self._forward.asked, upstream.status, content_type, upstream.headers
         )
         streams = content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
         whole = await self._relay(upstream, reader, streams)

@@ -25,6 +25,7 @@ from bursar_sidecar.ids import RequestIds
 from bursar_sidecar.messages import Ask
 from bursar_sidecar.providers.base import ApiCall, Dialect, InvalidTags, Problem, dialect_named
 from bursar_sidecar.routes import Route, RouteError, Router
+from bursar_sidecar.signing import Signer, SigningError
 
 _COMMENT = istr("x-bursar-comment")
 _EXPECT = istr("Expect")
@@ -106,7 +107,7 @@ class Proxy:
         dialect = route.upstream.dialect
         query = route.query
         if caller.own and query:
-            query = query_without_key(query, every_key=dialect.name in ("gemini", "vertex"))
+            query = query_without_key(query, every_key=route.upstream.key_in_query)
         try:
             asked = dialect.open(request.method, route.decoded_path, query, request.headers, body)
             said = attribution_of(request.headers, asked.tags)
@@ -135,7 +136,28 @@ class Proxy:
                 return self._refuse(dialect, denial.output_too_short(), opened.request_id, asked.stream)
             asked = fitted
         forward = self._forward(request, route, caller, query, asked)
+        signer = route.upstream.signer
+        if signer is not None and (caller.own or not has_credentials(forward.headers, query)):
+            problem = await self._signed(signer, forward, opened)
+            if problem is not None:
+                return self._refuse(dialect, problem, opened.request_id, asked.stream)
         return Exchange(self._terms, request, forward, opened)
+
+    async def _signed(self, signer: Signer, forward: Forward, call: OpenCall) -> Problem | None:
+        """Put a credential made for it on the request; return what the app is told where that cannot be, the call released."""
+        made = None
+        try:
+            made = await signer.headers(forward.method, forward.url, forward.headers, forward.asked.body)
+        except SigningError as error:
+            fields = {"upstream": forward.upstream, "reason": str(error), "request_id": call.request_id}
+            self._terms.logger.warning("a provider's credential cannot be made", extra={"fields": fields})
+            return _no_credential(forward.upstream, error)
+        finally:
+            if made is None:
+                self._terms.gate.release(call)
+        without_credentials(forward.headers)
+        provider_credential(made, forward.headers)
+        return None
 
     def _fitted(self, dialect: Dialect, asked: ApiCall, call: OpenCall, tokens: int) -> ApiCall | None:
         """Return the request with the output limit that was allowed; the call is released where that cannot be."""
@@ -197,6 +219,11 @@ class Proxy:
     ) -> web.Response:
         self._terms.counts.refused[problem.code] += 1
         return refusal(dialect, problem, request_id, stream)
+
+
+def _no_credential(upstream: str, error: SigningError) -> Problem:
+    message = f"The sidecar has no credential for {upstream}: {error}."
+    return Problem(500, "UPSTREAM_CREDENTIAL", "api_error", message, should_retry=False)
 
 
 def _no_websockets() -> Problem:

@@ -87,7 +87,8 @@ class Router:
 
 
 def _there(upstream: Upstream, path: str) -> tuple[Upstream, str, str]:
-    return upstream, path, unquote(path) if "%" in path else path
+    decoded = unquote(path) if "%" in path else path
+    return upstream.at(decoded), path, decoded
 
 
 def _checked(path: str) -> str:

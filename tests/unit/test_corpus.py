@@ -1,4 +1,4 @@
-"""Recorded provider traffic, every strict case of the three APIs: the right usage, the right model, the same bytes."""
+"""Recorded provider traffic, every case of every API: the right usage, model, tier and cost, and the same bytes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import base64
 import json
 import random
 from collections.abc import Iterator
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bursar_sidecar.providers.base import Metered, Outcome, UsageItem, dialect_named
+from bursar_sidecar.providers.base import Metered, Outcome, UsageItem
+from bursar_sidecar.upstreams import Upstream, resolve
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "open.jsonl"
 
-#: Which dialect reads which recorded API of which provider.
-SPOKEN = {"openai": "openai", "anthropic": "anthropic", "google": "gemini"}
+#: What the recordings call a provider where the sidecar's name for it is another one.
+NAMES = {"google": "gemini", "google-vertex": "vertex", "aws-bedrock": "bedrock"}
+DIALECTS = {"anthropic-compatible": "anthropic"}
 
 #: What the recording calls a count, and what usage calls it.
 COUNTS = {
@@ -33,14 +37,29 @@ COUNTS = {
     "web_search_requests": "web_searches",
 }
 
+#: Service tiers that a recording has by the number of an enum, by the name that the API gives the number.
+TIERS: dict[object, str] = {1: "ON_DEMAND"}
 
-def strict_cases() -> Iterator[dict[str, Any]]:
+
+@cache
+def upstreams() -> dict[str, Upstream]:
+    """Return the upstreams that this version knows, and those of the recordings as configuration alone."""
+    names = {NAMES.get(case["provider"], case["provider"]) for case in cases()}
+    known, missing = resolve({}, {})
+    settings = {
+        name: {
+            "URL": "https://provider.test",
+            "DIALECT": DIALECTS.get(name, ""),
+            "INCLUDE_USAGE": "off" if name not in missing else "",
+        }
+        for name in names - known.keys()
+    }
+    return resolve(settings, {})[0]
+
+
+def cases() -> Iterator[dict[str, Any]]:
     with CORPUS.open(encoding="utf-8") as lines:
-        for line in lines:
-            case = json.loads(line)
-            spoken = SPOKEN.get(case["provider"])
-            if case["strict"] and spoken is not None and case["api"].startswith(f"{spoken}."):
-                yield case
+        yield from map(json.loads, lines)
 
 
 def body_of(case: dict[str, Any], name: str) -> bytes:
@@ -62,34 +81,42 @@ def pieces(body: bytes, rng: random.Random | None) -> Iterator[bytes]:
 
 def read(case: dict[str, Any], rng: random.Random | None) -> Metered:
     """Return what is metered of the recorded answer, its bytes having come through unchanged."""
-    dialect = dialect_named(SPOKEN[case["provider"]])
-    request = body_of(case, "request_body")
     path, _, query = case["path"].partition("?")
+    dialect = upstreams()[NAMES.get(case["provider"], case["provider"])].at(path).dialect
+    request = body_of(case, "request_body")
     call = dialect.open(case["method"], path, query, case["request_headers"], request)
     assert call.usage_inserted or call.body == request
     headers = {name.lower(): value for name, value in case["response_headers"].items()}
-    reader = dialect.reader(call, case["response_status"], headers.get("content-type", ""))
+    reader = dialect.reader(call, case["response_status"], headers.get("content-type", ""), headers)
     answer = body_of(case, "response_body")
     passed = b"".join(reader.feed(piece) for piece in pieces(answer, rng)) + reader.end()
-    assert passed + reader.held == answer
-    assert reader.complete
-    return reader.metered()
+    if not call.usage_inserted:
+        assert passed + reader.held == answer
+    metered = reader.metered()
+    assert reader.complete or metered.outcome is Outcome.FAILED
+    return metered
 
 
 def differences(case: dict[str, Any], metered: Metered) -> list[str]:
     expected = case["expected"]
+    found = []
+    cost, stated = metered.provider_cost_usd, expected.get("provider_cost_usd")
+    if (cost is None) != (stated is None) or (cost is not None and float(Decimal(cost)) != stated):
+        found.append(f"the provider's cost {cost}, not {stated}")
     if not expected["billable"]:
-        return [f"billed: {metered.items}"] if metered.items else []
-    if not expected["usage_present"]:
-        return [] if metered.estimated and metered.items else ["not estimated"]
-    found = [] if metered.outcome is Outcome.SUCCESS else [f"outcome {metered.outcome}"]
-    if metered.estimated and expected["input_tokens"] is not None:
-        found.append("estimated")
+        return found + ([f"billed: {metered.items}"] if metered.items else [])
+    if not metered.items:
+        return [*found, "not billed"]
     main, *others = metered.items
     if expected["model"] and main.model != expected["model"]:
         found.append(f"model {main.model}, not {expected['model']}")
-    if expected.get("service_tier", main.service_tier) != main.service_tier:
-        found.append(f"tier {main.service_tier}, not {expected['service_tier']}")
+    tier = expected.get("service_tier", main.service_tier)
+    if main.service_tier != TIERS.get(tier, tier):
+        found.append(f"tier {main.service_tier}, not {tier}")
+    if expected["usage_present"]:
+        found += [] if metered.outcome is Outcome.SUCCESS else [f"outcome {metered.outcome}"]
+        if metered.estimated and expected["input_tokens"] is not None:
+            found.append("estimated")
     billed = dict(expected.get("billable_by_model") or {})
     found += counted(main, expected | billed.pop("(request model)", {}))
     if {other.model for other in others} != set(billed):
@@ -114,18 +141,51 @@ def needs_corpus() -> None:
         pytest.skip("no recorded traffic: ../shared/corpus/open.jsonl (the wire fixtures cover each format)")
 
 
+#: Cases that are read otherwise than their recording says, and why that is right; none of them is strict.
+CLAMPED = "more cached than prompt tokens: cut to the prompt, as the case's own note asks"
+UNKNOWN_API = "an API of a provider that the sidecar does not know: it has no usage that could be billed by"
+READ_OTHERWISE = {
+    "aleph-alpha.complete-e5a3a0d596": UNKNOWN_API,
+    "azure.chat-89d1d845df": CLAMPED,
+    "azure.chat-a883ef126d": CLAMPED,
+    "azure.chat-da50b78f0a": CLAMPED,
+    "azure.chat.stream-0acc7eb893": CLAMPED,
+    "azure.chat.stream-3ad6f9fdb8": CLAMPED,
+    "azure.chat.stream-6557bfd437": CLAMPED,
+    "deepgram.other-3f2befd50d": UNKNOWN_API,
+    "deepgram.other-861c18bc3e": UNKNOWN_API,
+    "deepgram.other-dd5e415ccd": UNKNOWN_API,
+    "google.interactions-ea710b1d12": "work in the background, not done yet: nothing is known to bill",
+    "openai.responses.stream-b50115eddc": "failed without usage or text: nothing was consumed (S17)",
+    "watsonx.generation-610b8d19fe": UNKNOWN_API,
+    "watsonx.generation.stream-cfecf8d5f6": UNKNOWN_API,
+    "watsonx.generation.stream-d9527b24aa": UNKNOWN_API,
+    "xai.other-0e85af674a": UNKNOWN_API,
+}
+
+
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in pieces"])
-def test_every_strict_recording_is_read_right(cut: bool) -> None:
-    """F100, F102, F103: model, service tier and every count as the provider billed them, however the bytes come."""
+def test_every_recording_is_read_right(cut: bool) -> None:
+    """F100, F102, F103: model, tier, provider's cost and every count as it was billed, however the bytes come."""
     needs_corpus()
     wrong: list[str] = []
-    count = 0
-    for case in strict_cases():
-        count += 1
+    strict = 0
+    for case in cases():
+        strict += case["strict"]
+        if case["id"] in READ_OTHERWISE and not case["strict"]:
+            continue
         metered = read(case, random.Random(case["id"]) if cut else None)
         wrong += [f"{case['id']}: {one}" for one in differences(case, metered)]
     assert not wrong, "\n" + "\n".join(wrong)
-    assert count > 300
+    assert strict >= 700
+
+
+def test_no_recording_is_set_aside_for_nothing() -> None:
+    """A case that is listed with a reason is still read otherwise."""
+    needs_corpus()
+    listed = [case for case in cases() if case["id"] in READ_OTHERWISE]
+    assert len(listed) == len(READ_OTHERWISE)
+    assert [case["id"] for case in listed if not differences(case, read(case, None))] == []
 
 
 def without_usage(event: bytes) -> bytes:
@@ -144,13 +204,14 @@ def test_usage_that_only_bursar_asked_for_is_taken_out() -> None:
     """F099: the app sees the very bytes of a stream without `include_usage`, and the usage is read all the same."""
     needs_corpus()
     count = 0
-    for case in strict_cases():
-        if not (case["stream"] and "req_include_usage" in case["features"]):
+    for case in cases():
+        asked_for = case["stream"] and "req_include_usage" in case["features"]
+        if case["provider"] != "openai" or not case["strict"] or not asked_for:
             continue
         count += 1
         asked = {**case["request_body"], "stream": True}
         del asked["stream_options"]
-        dialect = dialect_named("openai")
+        dialect = upstreams()["openai"].dialect
         call = dialect.open("POST", case["path"], "", {}, json.dumps(asked).encode())
         assert call.usage_inserted
         reader = dialect.reader(call, 200, "text/event-stream")

@@ -302,7 +302,7 @@ def test_a_gemini_answer_with_two_candidates_is_not_held_by_the_first_to_finish(
 
 
 def test_other_answers_pass_at_once() -> None:
-    asked, dialect = call("openai", "/v1/audio/speech")
+    asked, dialect = call("openai", "/v1/files/file-1/content")
     reader = dialect.reader(asked, 200, "audio/mpeg")
     assert reader.feed(b"ID3\n\n") == b"ID3\n\n"
     assert (reader.complete, reader.end(), reader.complete, reader.held) == (False, b"", True, b"")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import orjson
 
-from bursar_sidecar.providers.base import ApiCall, Problem, Reader, Usage, UsageItem
+from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader, Usage, UsageItem
 from bursar_sidecar.providers.json_scan import ANYWHERE
 from bursar_sidecar.providers.output_limit import lowered
 from bursar_sidecar.providers.readers import (
@@ -17,7 +17,6 @@ from bursar_sidecar.providers.readers import (
     reader_for,
 )
 from bursar_sidecar.providers.request import Request, positive
-from bursar_sidecar.providers.sse import data_of
 from bursar_sidecar.providers.streams import StreamReader
 from bursar_sidecar.usage import Findings, clamped, count, part, parts, text
 
@@ -85,7 +84,8 @@ def read_message(answer: Document, found: Findings) -> None:
     if isinstance(raw, dict):
         read_usage(raw, found)
     else:
-        found.text_bytes += sum(_spoken_bytes(block) for block in parts(answer.get("content")))
+        for block in (*parts(answer.get("content")), answer):  # the legacy `completion` is the answer's own
+            found.say(*_spoken(block))
 
 
 def _place(found: Document, key: str, depth: int, value: object) -> None:
@@ -103,31 +103,18 @@ MESSAGE = JsonShape(
 )
 
 
-class MessageStream(StreamReader):
-    """A stream of Messages events; `message_stop` is its terminal marker.
+class MessageEvents:
+    """Puts the usage of a Messages stream together, whatever carries its events.
 
     `message_delta` is cumulative and can raise what `message_start` said, so its members replace those.
     """
 
-    def __init__(self, call: ApiCall, status: int) -> None:
-        super().__init__(call, status)
+    def __init__(self, found: Findings) -> None:
+        self._found = found
         self._raw: dict[str, object] = {}
 
-    def _event(self, block: bytes) -> bytes:
-        if b'"content_block_' in block:
-            return self._content(block)
-        if any(name in block for name in _EVENT_BYTES):
-            self._message_event(block)
-        elif b'"message_stop"' in block:
-            event = document(data_of(block))
-            if event is not None and event.get("type") == "message_stop":
-                return self._hold(block)
-        elif b"error" in block:
-            self._read_error(block)
-        return block
-
-    def _message_event(self, block: bytes) -> None:
-        event = document(data_of(block)) or {}
+    def read(self, event: Document) -> None:
+        """Note what one event says."""
         kind = event.get("type")
         if kind == "message_start":
             message = part(event.get("message"))
@@ -138,20 +125,62 @@ class MessageStream(StreamReader):
             self._found.finished = bool(part(event.get("delta")).get("stop_reason"))
             self._found.final = bool(raw) and self._found.finished
         else:
+            if kind in ("content_block_delta", "content_block_start"):
+                block = part(event.get("delta")) or part(event.get("content_block"))
+                self._found.say(*_spoken(block))
             return
         self._raw.update((name, value) for name, value in raw.items() if value is not None)
         if self._raw:
             read_usage(self._raw, self._found)
 
+
+class MessageStream(StreamReader):
+    """A stream of Messages events; `message_stop` is its terminal marker."""
+
+    def __init__(self, call: ApiCall, status: int) -> None:
+        super().__init__(call, status)
+        self._events = MessageEvents(self._found)
+
+    def _event(self, block: bytes) -> bytes:
+        if b'"content_block_' in block:
+            return self._content(block)
+        if any(name in block for name in _EVENT_BYTES):
+            self._events.read(self._document(block) or {})
+        elif b'"message_stop"' in block:
+            event = self._document(block)
+            if event is not None and event.get("type") == "message_stop":
+                return self._hold(block)
+        elif b"error" in block:
+            self._read_error(block)
+        return block
+
     def _read_content(self, event: Document) -> None:
-        self._found.text_bytes += _spoken_bytes(part(event.get("delta")) or part(event.get("content_block")))
+        self._events.read(event)
 
 
-def _spoken_bytes(block: Mapping[str, object]) -> int:
-    spoken = [text(block.get(name)) for name in ("text", "thinking", "partial_json", "name")]
-    size = sum(len(one.encode(errors="replace")) for one in spoken)
+def _spoken(block: Mapping[str, object]) -> list[str]:
+    spoken = [text(block.get(name)) for name in ("text", "thinking", "partial_json", "name", "completion")]
     given = block.get("input")
-    return size + len(orjson.dumps(given, default=str)) if isinstance(given, dict) and given else size
+    return (
+        [*spoken, orjson.dumps(given, default=str).decode()] if isinstance(given, dict) and given else spoken
+    )
+
+
+def messages_call(request: Request, metered: bool, model: str, stream: bool | None) -> ApiCall:
+    """Return a call of the Messages API; `stream` where something else than the body says it."""
+    asked = request.document
+    limit = positive(asked.get("max_tokens")) or positive(asked.get("max_tokens_to_sample"))
+    return ApiCall(
+        api="anthropic.messages" if metered else "anthropic.other",
+        metered=metered,
+        model=model,
+        stream=asked.get("stream") is True if stream is None else stream,
+        input_tokens_estimate=request.input_tokens_estimate if metered else 0,
+        max_output_tokens=limit if metered else None,
+        tags=request.tags,
+        body=request.edited(),
+        fits_output=metered and positive(asked.get("max_tokens")) is not None,
+    )
 
 
 class Anthropic:
@@ -162,22 +191,15 @@ class Anthropic:
         """The name that the configuration uses."""
         return "anthropic"
 
+    def speaks(self, path: str) -> bool:
+        """Return whether a path is one of Anthropic's."""
+        return path.rstrip("/").endswith(("/messages", "/messages/count_tokens", "/v1/complete"))
+
     def open(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> ApiCall:  # noqa: ARG002
-        """Read a request; `POST …/messages` is metered, counting tokens and the rest are not."""
-        metered = method == "POST" and path.rstrip("/").endswith("/messages")
+        """Read a request; `POST …/messages` is metered (and the legacy `complete`), counting tokens and the rest are not."""
+        metered = method == "POST" and path.rstrip("/").endswith(("/messages", "/v1/complete"))
         request = Request(body)
-        limit = positive(request.document.get("max_tokens")) if metered else None
-        return ApiCall(
-            api="anthropic.messages" if metered else "anthropic.other",
-            metered=metered,
-            model=text(request.document.get("model")),
-            stream=request.document.get("stream") is True,
-            input_tokens_estimate=request.input_tokens_estimate if metered else 0,
-            max_output_tokens=limit,
-            tags=request.tags,
-            body=request.edited(),
-            fits_output=limit is not None,
-        )
+        return messages_call(request, metered, text(request.document.get("model")), None)
 
     def with_output_limit(self, call: ApiCall, tokens: int) -> ApiCall | None:
         """Return `call` with a lower `max_tokens`, which must stay above the thinking that was asked for."""
@@ -186,7 +208,13 @@ class Anthropic:
             return None
         return replace(call, body=lowered(call.body, ("max_tokens",), tokens), max_output_tokens=tokens)
 
-    def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
+    def reader(
+        self,
+        call: ApiCall,
+        status: int,
+        content_type: str,
+        headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
+    ) -> Reader:
         """Return a fresh reader for the answer to `call`."""
         return reader_for(call, status, content_type, MESSAGE, MessageStream)
 

@@ -1,6 +1,6 @@
 """What the proxy may ask about a provider's API, without any I/O: the interface that every dialect fulfils.
 
-A *dialect* is one wire format (OpenAI's, Anthropic's, Gemini's). It reads what a request asks (`ApiCall`), reads
+A *dialect* is one wire format (OpenAI's, Anthropic's, Gemini's, ...). It reads what a request asks (`ApiCall`), reads
 what an answer says it consumed (`Reader`, `Metered`), and says no in words that the provider's own SDKs understand
 (`error_body`). Upstreams are many, dialects few.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 #: Names that `dialect_named` knows.
-DIALECTS: tuple[str, ...] = ("openai", "anthropic", "gemini")
+DIALECTS: tuple[str, ...] = ("openai", "anthropic", "gemini", "vertex", "bedrock", "cohere", "ollama")
 
 #: The most that is held back of a JSON answer, and the most kept of any one event (contract: 1 MiB; own bound: 16 MiB).
 HELD_MAX_BYTES = 1 << 20
@@ -162,12 +163,20 @@ class Reader(Protocol):
         ...
 
 
+#: An answer whose headers say nothing.
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
 class Dialect(Protocol):
     """One provider API: stateless, shared by all calls."""
 
     @property
     def name(self) -> str:
         """The name that the configuration uses."""
+        ...
+
+    def speaks(self, path: str) -> bool:
+        """Return whether this API has something at `path`: an upstream can speak several APIs, each at its own paths."""
         ...
 
     def open(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> ApiCall:
@@ -185,8 +194,10 @@ class Dialect(Protocol):
         """
         ...
 
-    def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
-        """Return a fresh reader for the answer to `call`."""
+    def reader(
+        self, call: ApiCall, status: int, content_type: str, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Reader:
+        """Return a fresh reader for the answer to `call`; `headers` are looked up in lower case."""
         ...
 
     def credential_headers(self, api_key: str) -> dict[str, str]:

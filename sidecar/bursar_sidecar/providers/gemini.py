@@ -9,16 +9,19 @@ from urllib.parse import unquote
 
 import orjson
 
-from bursar_sidecar.providers.base import ApiCall, Problem, Reader
-from bursar_sidecar.providers.gemini_answers import ANSWER, ArrayReader, GeminiStream
+from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
+from bursar_sidecar.providers.gemini_answers import ANSWER, ArrayStream, GeminiStream
+from bursar_sidecar.providers.gemini_interactions import INTERACTION, InteractionStream
 from bursar_sidecar.providers.output_limit import lowered
 from bursar_sidecar.providers.readers import document, reader_for
 from bursar_sidecar.providers.request import Request, positive
-from bursar_sidecar.usage import count, part
+from bursar_sidecar.usage import count, part, text
 
 _PATH = re.compile(r"(?:^|/)(?:models|tunedModels|endpoints)/([^/:]+):(\w+)$")
+_INTERACTIONS = re.compile(r"(?:^|/)interactions$")
 
 _EMBED = "gemini.embed_content"
+INTERACTIONS = "gemini.interactions"
 
 #: Both spellings of proto3 JSON, the usual one first.
 _CONFIGS = ("generationConfig", "generation_config")
@@ -30,6 +33,7 @@ _VERBS = {
     "streamGenerateContent": ("gemini.stream_generate_content", True),
     "embedContent": (_EMBED, True),
     "batchEmbedContents": (_EMBED, True),
+    "predict": (_EMBED, True),
     "countTokens": ("gemini.count_tokens", False),
 }
 
@@ -58,13 +62,21 @@ class Gemini:
         """The name that the configuration uses."""
         return "gemini"
 
+    def speaks(self, path: str) -> bool:
+        """Return whether a path is one of Gemini's: a verb of a model, or an interaction."""
+        path = unquote(path)
+        return _PATH.search(path) is not None or _INTERACTIONS.search(path) is not None
+
     def open(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> ApiCall:  # noqa: ARG002
         """Read a request; generating and embedding are metered."""
-        found = _PATH.search(unquote(path))
+        path = unquote(path)
+        found = _PATH.search(path)
+        request = Request(body)
+        if _INTERACTIONS.search(path) is not None and method == "POST":
+            return _interaction(request)
         model, verb = (found.group(1), found.group(2)) if found is not None else ("", "")
         api, metered = _VERBS.get(verb, ("gemini.other", False))
         metered = metered and method == "POST"
-        request = Request(body)
         return ApiCall(
             api=api,
             metered=metered,
@@ -86,10 +98,18 @@ class Gemini:
         body = lowered(call.body, _LIMITS, limit, _CONFIGS)
         return replace(call, body=body, max_output_tokens=limit * candidates)
 
-    def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
+    def reader(
+        self,
+        call: ApiCall,
+        status: int,
+        content_type: str,
+        headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
+    ) -> Reader:
         """Return a fresh reader; a stream that is not SSE is one JSON array."""
+        if call.api == INTERACTIONS:
+            return reader_for(call, status, content_type, INTERACTION, InteractionStream)
         if call.metered and call.stream and "json" in content_type and 200 <= status < 300:
-            return ArrayReader(call, status)
+            return ArrayStream(call, status)
         return reader_for(call, status, content_type, ANSWER, GeminiStream)
 
     def credential_headers(self, api_key: str) -> dict[str, str]:
@@ -115,6 +135,21 @@ class Gemini:
             "details": details,
         }
         return orjson.dumps({"error": error})
+
+
+def _interaction(request: Request) -> ApiCall:
+    """Return a call of the Interactions API, which names its model in the body (an agent where it has none)."""
+    asked = request.document
+    return ApiCall(
+        api=INTERACTIONS,
+        metered=True,
+        model=text(asked.get("model")) or text(asked.get("agent")),
+        stream=asked.get("stream") is True,
+        input_tokens_estimate=request.input_tokens_estimate,
+        max_output_tokens=positive(part(asked.get("generation_config")).get("max_output_tokens")),
+        tags=request.tags,
+        body=request.edited(),
+    )
 
 
 def _metadata_text(value: object) -> str:

@@ -6,20 +6,26 @@ from collections.abc import Mapping
 
 import orjson
 
-from bursar_sidecar.providers.base import ApiCall, Metered, Outcome, Usage
-from bursar_sidecar.providers.json_scan import ANYWHERE, MemberScanner
-from bursar_sidecar.providers.readers import Document, JsonShape, document, exact_value
-from bursar_sidecar.providers.sse import data_of
-from bursar_sidecar.providers.streams import StreamReader
-from bursar_sidecar.usage import Findings, clamped, count, part, parts, settle, text
+from bursar_sidecar.providers.base import ApiCall, Usage
+from bursar_sidecar.providers.frames import ElementSplitter
+from bursar_sidecar.providers.json_scan import ANYWHERE
+from bursar_sidecar.providers.readers import Document, JsonShape, document
+from bursar_sidecar.providers.streams import Splits, StreamReader
+from bursar_sidecar.usage import Findings, clamped, count, part, parts, text
 
 #: `Modality` by number, for clients that ask for enums as integers (the API's MediaModality).
 _MODALITIES = {1: "TEXT", 2: "IMAGE", 3: "VIDEO", 4: "AUDIO", 5: "DOCUMENT"}
 
+#: Vertex's `TrafficType` by number (the values that the public API definition names).
+_TRAFFIC_TYPES = {1: "ON_DEMAND", 2: "PROVISIONED_THROUGHPUT"}
+
 
 def gemini_usage(raw: Mapping[str, object], web_searches: int) -> Usage:
     """Return `usageMetadata` as usage: tool results count as input, thoughts as output, cached is part of the prompt."""
-    details = (raw.get("promptTokensDetails"), raw.get("toolUsePromptTokensDetails"))
+    details = (
+        raw.get("promptTokensDetails") or raw.get("promptTokenDetails"),  # embeddings spell it so
+        raw.get("toolUsePromptTokensDetails"),
+    )
     thoughts = count(raw.get("thoughtsTokenCount"))
     return clamped(
         Usage(
@@ -46,17 +52,29 @@ def read_answer(answer: Document, found: Findings) -> None:
         found.web_searches = len(queries) if isinstance(queries, list) else found.web_searches
         found.finished = found.finished or bool(candidate.get("finishReason"))
         for piece in parts(part(candidate.get("content")).get("parts")):
-            found.text_bytes += _spoken_bytes(piece)
+            found.say(*_spoken(piece))
     if part(answer.get("promptFeedback")).get("blockReason"):
         found.finished = True
     raw = answer.get("usageMetadata")
+    if raw is None and "predictions" in answer:
+        _read_predictions(answer, found)
     if isinstance(raw, dict):
         found.service_tier = (
-            text(raw.get("serviceTier")) or text(raw.get("trafficType")) or found.service_tier
+            text(raw.get("serviceTier")) or _traffic_type(raw.get("trafficType")) or found.service_tier
         )
         if any(name.endswith("TokenCount") for name in raw):  # the first pieces can have the tier alone
             found.usage = gemini_usage(raw, found.web_searches)
             found.input_unknown = "promptTokenCount" not in raw
+
+
+def _read_predictions(answer: Document, found: Findings) -> None:
+    """Note what Vertex's `predict` says: each embedding counts its own tokens."""
+    statistics = [
+        part(part(one.get("embeddings")).get("statistics")) for one in parts(answer.get("predictions"))
+    ]
+    counted = [count(one.get("token_count")) for one in statistics if "token_count" in one]
+    if counted:
+        found.usage = Usage(input_tokens=sum(counted), requests=1)
 
 
 def _place(found: Document, key: str, depth: int, value: object) -> None:
@@ -94,8 +112,8 @@ class GeminiStream(StreamReader):
     is the last event. `complete` is therefore known only once the body has ended.
     """
 
-    def __init__(self, call: ApiCall, status: int) -> None:
-        super().__init__(call, status)
+    def __init__(self, call: ApiCall, status: int, splitter: Splits | None = None) -> None:
+        super().__init__(call, status, splitter)
         self._finishing = False
         self._latest = b""  # the last event that reported usage; it says everything the earlier ones said
 
@@ -127,7 +145,7 @@ class GeminiStream(StreamReader):
         return self._ended and self._finishing
 
     def _read_block(self, block: bytes) -> None:
-        event = document(data_of(block))
+        event = self._document(block)
         if event is not None:
             read_answer(event, self._found)
 
@@ -135,54 +153,21 @@ class GeminiStream(StreamReader):
         read_answer(event, self._found)
 
 
-class ArrayReader:
+class ArrayStream(GeminiStream):
     """A stream that is one JSON array (`streamGenerateContent` without `alt=sse`).
 
-    Every byte passes as it comes but the closing bracket, which is held, with whatever follows it.
+    As of events, the element that finishes the answer is held until another follows it, and so is what comes behind it.
     """
 
     def __init__(self, call: ApiCall, status: int) -> None:
-        self._call = call
-        self._status = status
-        self._found = Findings()
-        self._held = b""
-        wanted = {key: depth and depth + 1 for key, depth in _WANTED.items()}
-        self._scanner = MemberScanner(wanted, self._pick)
+        super().__init__(call, status, ElementSplitter())
 
-    def feed(self, data: bytes) -> bytes:
-        """Return `data` up to the closing bracket."""
-        if self._scanner.closed:
-            self._held += data
-            return b""
-        closes_at = self._scanner.feed(data)
-        if closes_at < 0:
-            return data
-        self._held = data[closes_at:]
-        self._found.final = self._found.usage is not None
-        return data[:closes_at]
+    def _document(self, block: bytes) -> Document | None:
+        return document(block.lstrip(b"[, \t\r\n"))
 
-    def end(self) -> bytes:
-        """Return nothing: what is left is held."""
-        return b""
 
-    @property
-    def complete(self) -> bool:
-        """Whether the array has been closed."""
-        return self._scanner.closed
-
-    @property
-    def held(self) -> bytes:
-        """The closing bracket and what followed it."""
-        return self._held
-
-    def metered(self, outcome: Outcome | None = None) -> Metered:
-        """Return the last usage reported, of an array cut off an estimate."""
-        return settle(self._call, self._status, self._found, self.complete, outcome)
-
-    def _pick(self, key: bytes, depth: int, value: bytes) -> None:
-        picked: Document = {}
-        _place(picked, key.decode(), depth - 1, exact_value(value))
-        read_answer(picked, self._found)
+def _traffic_type(value: object) -> str:
+    return _TRAFFIC_TYPES.get(value, "") if isinstance(value, int) else text(value)
 
 
 def _modality(details: object, name: str) -> int:
@@ -195,7 +180,9 @@ def _modality(details: object, name: str) -> int:
     return found
 
 
-def _spoken_bytes(piece: Mapping[str, object]) -> int:
-    size = len(text(piece.get("text")).encode(errors="replace"))
+def _spoken(piece: Mapping[str, object]) -> list[str]:
     call = piece.get("functionCall")
-    return size + len(orjson.dumps(call, default=str)) if isinstance(call, dict) else size
+    return [
+        text(piece.get("text")),
+        orjson.dumps(call, default=str).decode() if isinstance(call, dict) else "",
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-#: Members larger than this are not given (usage objects take some hundred bytes).
+#: Members larger than this are given as if they were empty (usage objects take some hundred bytes).
 VALUE_MAX_BYTES = 256 << 10
 _KEY_MAX_BYTES = 64
 
@@ -141,7 +141,7 @@ class MemberScanner:
     def _finish(self, data: bytes, taken: int, stop: int) -> int:
         self._take(data[taken:stop])
         capture, self._capture = self._capture, None
-        if capture is not None and not self._capture_lost:
+        if capture is not None:
             self._found(self._capture_key, self._capture_depth, bytes(capture).strip())
         return stop
 

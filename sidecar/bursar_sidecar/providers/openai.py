@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 import orjson
 
-from bursar_sidecar.providers.base import ApiCall, Problem, Reader
+from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
 from bursar_sidecar.providers.openai_chat import CHAT, ChatStream
+from bursar_sidecar.providers.openai_media import MEDIA, MediaStream
 from bursar_sidecar.providers.openai_responses import RESPONSE, ResponseStream
 from bursar_sidecar.providers.output_limit import lowered
 from bursar_sidecar.providers.readers import document, reader_for
@@ -19,6 +21,9 @@ CHAT_COMPLETIONS = "openai.chat_completions"
 COMPLETIONS = "openai.completions"
 RESPONSES = "openai.responses"
 EMBEDDINGS = "openai.embeddings"
+IMAGES = "openai.images"
+TRANSCRIPTIONS = "openai.audio_transcriptions"
+SPEECH = "openai.audio_speech"
 OTHER = "openai.other"
 
 #: What a legacy completion is limited to when the request sets no `max_tokens` (API reference).
@@ -31,13 +36,28 @@ _LIMITS = {
     RESPONSES: ("max_output_tokens",),
 }
 
+#: Paths by their ends. Moderations cost nothing (API reference), so they are not here.
 _APIS = (
     ("/chat/completions", CHAT_COMPLETIONS),
+    ("/v1/chat", CHAT_COMPLETIONS),
     ("/completions", COMPLETIONS),
     ("/responses", RESPONSES),
     ("/responses/compact", RESPONSES),
     ("/embeddings", EMBEDDINGS),
+    ("/rerank", EMBEDDINGS),
+    ("/images", IMAGES),
+    ("/images/generations", IMAGES),
+    ("/images/edits", IMAGES),
+    ("/images/variations", IMAGES),
+    ("/audio/transcriptions", TRANSCRIPTIONS),
+    ("/audio/translations", TRANSCRIPTIONS),
+    ("/audio/speech", SPEECH),
 )
+
+_MEDIA = (IMAGES, TRANSCRIPTIONS, SPEECH)
+
+#: Azure's name of a model, where the request itself names none.
+_DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
 
 
 class OpenAI:
@@ -53,6 +73,10 @@ class OpenAI:
     def name(self) -> str:
         """The name that the configuration uses."""
         return "openai"
+
+    def speaks(self, path: str) -> bool:
+        """Return whether a path is one of OpenAI's."""
+        return _api("POST", path) is not OTHER
 
     def open(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> ApiCall:  # noqa: ARG002
         """Read a request. Only creating is metered: reading a response again repeats a usage already billed."""
@@ -70,7 +94,7 @@ class OpenAI:
         return ApiCall(
             api=api,
             metered=metered,
-            model=text(asked.get("model")),
+            model=text(asked.get("model")) or request.form_field("model") or _deployment(path),
             stream=stream,
             input_tokens_estimate=request.input_tokens_estimate if metered else 0,
             max_output_tokens=_max_output_tokens(api, asked),
@@ -90,8 +114,16 @@ class OpenAI:
         body = lowered(call.body, _LIMITS[call.api], limit)
         return replace(call, body=body, max_output_tokens=limit * choices)
 
-    def reader(self, call: ApiCall, status: int, content_type: str) -> Reader:
+    def reader(
+        self,
+        call: ApiCall,
+        status: int,
+        content_type: str,
+        headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
+    ) -> Reader:
         """Return a fresh reader for the answer to `call`."""
+        if call.api in _MEDIA:
+            return reader_for(call, status, content_type, MEDIA, MediaStream)
         if call.api == RESPONSES:
             return reader_for(call, status, content_type, RESPONSE, ResponseStream)
         return reader_for(call, status, content_type, CHAT, ChatStream)
@@ -111,6 +143,11 @@ def _api(method: str, path: str) -> str:
         return OTHER
     path = path.rstrip("/")
     return next((api for ending, api in _APIS if path.endswith(ending)), OTHER)
+
+
+def _deployment(path: str) -> str:
+    found = _DEPLOYMENT.search(path)
+    return found.group(1) if found is not None else ""
 
 
 def _max_output_tokens(api: str, asked: Mapping[str, object]) -> int | None:

@@ -18,6 +18,10 @@ from bursar_sidecar.usage import Findings, clamped, count, decimal_text, part, p
 #: brace has no bracket, so it is a member of the event itself and nothing nested.
 _USAGE_NULL_AT_END = re.compile(rb',"usage":null(?=(?:,"\w+":"[^"\\]*")*\}\s*$)')
 
+#: What vendors call cached prompt tokens outside `prompt_tokens_details`.
+_CACHED = ("num_cached_tokens", "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
+_TOOL_USES = ("server_tool_use_details", "server_tool_use")
+
 _TICKS_PER_DOLLAR = 10**10  # xAI's `cost_in_usd_ticks`
 
 
@@ -46,22 +50,36 @@ def chat_usage(raw: Mapping[str, object]) -> Usage:
         Usage(
             input_tokens=prompt,
             output_tokens=completion,
-            cache_read_tokens=count(prompt_parts.get("cached_tokens")) or count(raw.get("num_cached_tokens")),
-            cache_write_5m_tokens=count(prompt_parts.get("cache_write_tokens")),
+            cache_read_tokens=_first_count(
+                (prompt_parts, "cached_tokens"), *((raw, name) for name in _CACHED)
+            ),
+            cache_write_5m_tokens=_first_count(
+                (prompt_parts, "cache_write_tokens"), (raw, "cache_creation_input_tokens")
+            ),
             reasoning_tokens=reasoning,
             input_audio_tokens=audio,
             output_audio_tokens=count(output_parts.get("audio_tokens")),
             input_image_tokens=count(prompt_parts.get("image_tokens")),
             output_image_tokens=count(output_parts.get("image_tokens")),
-            web_searches=count(part(raw.get("server_tool_use_details")).get("web_search_requests")),
+            web_searches=_first_count(
+                *((part(raw.get(name)), "web_search_requests") for name in _TOOL_USES),
+                (raw, "num_search_queries"),
+            ),
             requests=1,
         )
     )
 
 
+def _first_count(*places: tuple[Mapping[str, object], str]) -> int:
+    """Return the first count that is there and not 0."""
+    return next((found for where, name in places if (found := count(where.get(name)))), 0)
+
+
 def provider_cost(raw: Mapping[str, object]) -> str | None:
-    """Return the provider's own cost in a `usage` object (OpenRouter, Vercel, Perplexity, xAI), where there is one."""
+    """Return the provider's own cost in a `usage` object (OpenRouter, Vercel, Perplexity, xAI, Pydantic), where there is one."""
     cost = raw.get("cost")
+    if cost is None:
+        cost = part(raw.get("pydantic_ai_gateway")).get("cost_estimate")
     ticks = raw.get("cost_in_usd_ticks")
     if cost is None and isinstance(ticks, int) and not isinstance(ticks, bool):
         return decimal_text(Decimal(ticks) / _TICKS_PER_DOLLAR)

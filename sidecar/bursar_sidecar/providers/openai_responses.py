@@ -24,7 +24,9 @@ _ITEM_DEPTH = 3
 
 def responses_usage(raw: Mapping[str, object], web_searches: int) -> Usage:
     """Return a Responses `usage` object as usage; its input includes cached, its output reasoning."""
-    input_parts, output_parts = part(raw.get("input_tokens_details")), part(raw.get("output_tokens_details"))
+    # Transcriptions spell the details in the singular.
+    input_parts = part(raw.get("input_tokens_details")) or part(raw.get("input_token_details"))
+    output_parts = part(raw.get("output_tokens_details")) or part(raw.get("output_token_details"))
     return clamped(
         Usage(
             input_tokens=count(raw.get("input_tokens")),

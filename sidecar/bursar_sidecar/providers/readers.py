@@ -184,13 +184,32 @@ class JsonReader:
 #: What a line of an event stream begins with, and no JSON text does.
 _STREAM_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
+#: Answers that are neither text nor JSON by name, and have nothing to read in them.
+_BINARY_MEDIA = ("audio/", "image/", "video/")
+
+
+def _is_event_stream(first: bytes) -> bool | None:
+    begins = first.lstrip()[:6]
+    if len(begins) < 6 and any(line.startswith(begins) for line in _STREAM_BEGINS):
+        return None
+    return begins.startswith(_STREAM_BEGINS)
+
 
 class UndecidedReader:
-    """Becomes the reader of a stream or of a JSON answer by what comes first: some servers mislabel their streams."""
+    """Becomes the reader of a stream or of a JSON answer by what comes first: some servers mislabel their streams.
 
-    def __init__(self, json_reader: Callable[[], Reader], stream_reader: Callable[[], Reader]) -> None:
+    `streams` says of the first bytes whether they begin a stream; None where they are too few to tell.
+    """
+
+    def __init__(
+        self,
+        json_reader: Callable[[], Reader],
+        stream_reader: Callable[[], Reader],
+        streams: Callable[[bytes], bool | None] = _is_event_stream,
+    ) -> None:
         self._json_reader = json_reader
         self._stream_reader = stream_reader
+        self._streams = streams
         self._first = b""
         self._chosen: Reader | None = None
 
@@ -199,8 +218,7 @@ class UndecidedReader:
         if self._chosen is not None:
             return self._chosen.feed(data)
         self._first += data
-        begins = self._first.lstrip()[:6]
-        if len(begins) < 6 and any(line.startswith(begins) for line in _STREAM_BEGINS):
+        if self._streams(self._first) is None:
             return b""
         return self._choose().feed(self._first)
 
@@ -227,8 +245,7 @@ class UndecidedReader:
 
     def _choose(self) -> Reader:
         if self._chosen is None:
-            streams = self._first.lstrip().startswith(_STREAM_BEGINS)
-            self._chosen = self._stream_reader() if streams else self._json_reader()
+            self._chosen = self._stream_reader() if self._streams(self._first) else self._json_reader()
         return self._chosen
 
 
@@ -247,6 +264,8 @@ def reader_for(
     is_json = media == "application/json" or media.endswith("+json")
     if not call.metered:
         return JsonReader(call, status, shape) if is_json else PassReader(call, status)
+    if media.startswith(_BINARY_MEDIA):
+        return PassReader(call, status)
     if media == "text/event-stream":
         return stream_reader(call, status)
     return UndecidedReader(lambda: JsonReader(call, status, shape), lambda: stream_reader(call, status))

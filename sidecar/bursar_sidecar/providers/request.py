@@ -41,13 +41,24 @@ class Request:
 
     @property
     def input_tokens_estimate(self) -> int:
-        """The request's text by its bytes, and a flat figure for each binary in it."""
+        """The request's text by its bytes, and a flat figure for each binary in it; the same figure for a form."""
+        if not self.document and self.body.lstrip()[:1] not in (b"{", b"["):
+            return BINARY_TOKENS if self.body else 0
         size, binaries = len(self.body), 0
         if size > 2048 and any(mark in self.body for mark in _BINARY_MARKS):
             for found in _BINARY.finditer(self.body):
                 size -= found.end() - found.start()
                 binaries += 1
         return token_estimate(size) + binaries * BINARY_TOKENS
+
+    def form_field(self, name: str) -> str:
+        """Return a short text field of a form (`multipart/form-data`), empty where the body is no form or has none."""
+        if not self.body.startswith(b"--"):
+            return ""
+        found = re.search(
+            rb'name="?%b"?[^\r\n]*\r?\n(?:[^\r\n]+\r?\n)*\r?\n([^\r\n]{1,200})' % name.encode(), self.body
+        )
+        return found.group(1).decode(errors="replace") if found is not None else ""
 
     def include_usage(self) -> bool:
         """Ask for usage in the stream unless the app did; return whether that changed the body.

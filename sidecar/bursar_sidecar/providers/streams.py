@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from bursar_sidecar.providers.base import EVENT_MAX_BYTES, ApiCall, Metered, Outcome
 from bursar_sidecar.providers.readers import Document, document
 from bursar_sidecar.providers.sse import Raw, Splitter, data_of, is_error_line
@@ -9,6 +11,18 @@ from bursar_sidecar.usage import Findings, settle
 
 #: Content events are kept unread up to this many bytes: an answer that ends with its usage never needs them parsed.
 _PENDING_MAX_BYTES = 64 << 10
+
+
+class Splits(Protocol):
+    """Takes a stream in pieces cut anywhere, gives whole events; see `sse.Splitter`."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes."""
+        ...
+
+    def rest(self) -> bytes:
+        """Return what came after the last event, and forget it."""
+        ...
 
 
 class StreamReader:
@@ -19,11 +33,11 @@ class StreamReader:
     text is counted, a batch at a time, so that memory stays constant.
     """
 
-    def __init__(self, call: ApiCall, status: int) -> None:
+    def __init__(self, call: ApiCall, status: int, splitter: Splits | None = None) -> None:
         self._call = call
         self._status = status
         self._found = Findings()
-        self._splitter = Splitter()
+        self._splitter: Splits = splitter or Splitter()
         self._held = b""
         self._done = False  # the terminal marker has been seen: what follows is held too
         self._ended = False
@@ -68,6 +82,10 @@ class StreamReader:
         """Note what a content event says: model, text, finish."""
         raise NotImplementedError
 
+    def _document(self, block: bytes) -> Document | None:
+        """Return the JSON object in an event, None where there is none."""
+        return document(data_of(block))
+
     def _sorted(self, blocks: list[bytes]) -> bytes:
         passed: list[bytes] = []
         for block in blocks:
@@ -98,12 +116,12 @@ class StreamReader:
     def _read_pending(self) -> None:
         pending, self._pending, self._pending_size = self._pending, [], 0
         for block in pending:
-            event = document(data_of(block))
+            event = self._document(block)
             if event is not None:
                 self._read_content(event)
 
     def _read_error(self, block: bytes) -> None:
         """Note that the provider reported an error inside a stream, if this event is one."""
-        event = document(data_of(block))
+        event = self._document(block)
         if is_error_line(block) or (event is not None and event.get("error")):
             self._found.failed = True
