@@ -72,6 +72,8 @@ async def test_nothing_is_missed_and_nothing_counted_twice(admin: AdminSide, led
             charged += answer.cost.total_nanos
 
     callers = [asyncio.create_task(call_on_and_on()) for _ in range(6)]
+    while not charged:
+        await asyncio.sleep(0.01)
     budgets = []
     for scope in (
         BudgetScope(tenant_id="default"),

@@ -1,12 +1,19 @@
-"""What a lane of the hot path knows of its database: a blocking connection, and which errors mean what."""
+"""What a lane of the hot path knows of its database: a blocking connection, round trips, and which errors mean what."""
 
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
+from uuid import UUID
 
 import psycopg
-from psycopg import errors
+from psycopg import adapt, errors, generators
+from psycopg.abc import PQGen, Transformer
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
 
 LaneConnection = psycopg.Connection[Any]
-"""A lane's own connection: blocking, in autocommit, used in pipeline mode."""
+"""A lane's own connection: blocking, in autocommit; its batches go through a `Pipeline`."""
 
 DatabaseError = psycopg.Error
 """Anything that the database or the way to it says."""
@@ -17,10 +24,112 @@ ConnectionLostError = psycopg.OperationalError
 LOCKED_ERROR = errors.LockNotAvailable
 """Somebody else holds the rows for longer than the lane waits."""
 
-REPEATABLE_ERRORS = (
-    errors.UniqueViolation,
-    errors.DeadlockDetected,
-    errors.SerializationFailure,
-    errors.InvalidSqlStatementName,
-)
+REPEATABLE_ERRORS = (errors.UniqueViolation, errors.DeadlockDetected, errors.SerializationFailure)
 """Another transaction came first: the same batch can be repeated at once."""
+
+_FAILED = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE, ExecStatus.PIPELINE_ABORTED)
+
+
+class Send(Protocol):
+    """Queues a statement with the texts of its parameters; the answer can be read after the round trip."""
+
+    def __call__(self, statement: str, *parameters: str | None) -> "Answer":
+        """Queue it."""
+
+
+class Answer:
+    """What the server says to one statement."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        self._transformer = transformer
+        self.result: PGresult | None = None
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return the rows; there are none before the round trip."""
+        if self.result is None or not self.result.ntuples:
+            return []
+        self._transformer.set_pgresult(self.result)
+        return self._transformer.load_rows(0, self.result.ntuples, tuple)
+
+
+class Pipeline:
+    """Statements that are sent together and answered together: one round trip, whatever their number.
+
+    A statement (parameters as `%s`) is prepared when its connection sees it first. Parameters are sent as text, which the
+    statement casts where the server cannot know better. psycopg's own pipeline costs ten times as much for each of them,
+    which is most of what a batch of one takes.
+    """
+
+    def __init__(self, connection: LaneConnection) -> None:
+        self.connection = connection
+        self._transformer: Transformer = adapt.Transformer(connection)
+        self._names: dict[str, bytes] = {}
+        self._commands: deque[Callable[[], None]] = deque()
+        # What the commands are answered into: by statement, where it is being prepared, or by its answer.
+        self._waiting: list[Answer | tuple[str, bytes]] = []
+
+    def send(self, statement: str, *parameters: str | None) -> Answer:
+        """Queue a statement."""
+        pgconn = self.connection.pgconn
+        name = self._names.get(statement)
+        if name is None:
+            name = f"lane_{len(self._names)}".encode()
+            # Known from now on; forgotten again where the round trip fails before the server has seen it.
+            self._names[statement] = name
+            self._commands.append(partial(pgconn.send_prepare, name, _numbered(statement)))
+            self._waiting.append((statement, name))
+        values = [None if value is None else value.encode() for value in parameters]
+        self._commands.append(partial(pgconn.send_query_prepared, name, values))
+        answer = Answer(self._transformer)
+        self._waiting.append(answer)
+        return answer
+
+    def run(self) -> None:
+        """Send what is queued, and wait for all of the answers. Raises the first error that the server reports."""
+        waiting, self._waiting = self._waiting, []
+        commands, self._commands = self._commands, deque()
+        pgconn = self.connection.pgconn
+        pgconn.enter_pipeline_mode()
+        try:
+            commands.append(pgconn.pipeline_sync)
+            results = self.connection.wait(_exchanged(pgconn, commands, len(waiting) + 1))
+        finally:
+            if pgconn.status == psycopg.pq.ConnStatus.OK:
+                pgconn.exit_pipeline_mode()
+        failure: PGresult | None = None
+        for entry, (result, *_) in zip(waiting, results[:-1], strict=True):
+            failed = result.status in _FAILED
+            if failed and (failure is None or failure.status == ExecStatus.PIPELINE_ABORTED):
+                failure = result
+            if isinstance(entry, Answer):
+                entry.result = result
+            elif failed:
+                del self._names[entry[0]]
+        if failure is not None:
+            raise errors.error_from_result(failure, encoding="utf-8")
+
+
+def _exchanged(
+    pgconn: PGconn, commands: deque[Callable[[], None]], expected: int
+) -> PQGen[list[list[PGresult]]]:
+    """Send commands, and return the results of each and of the sync after them."""
+    results: list[list[PGresult]] = yield from generators.pipeline_communicate(pgconn, commands)
+    while len(results) < expected:
+        results.append((yield from generators.fetch_many(pgconn)))
+    return results
+
+
+def _numbered(statement: str) -> bytes:
+    """Return a statement with its parameters as the server numbers them."""
+    first, *others = statement.split("%s")
+    return "".join([first, *(f"${number}{part}" for number, part in enumerate(others, 1))]).encode()
+
+
+def array_of(ids: Iterable[UUID]) -> str:
+    """Return ids as the text of a `uuid[]`: a fraction of what a list of them costs to send."""
+    return "{" + ",".join([id_.hex for id_ in ids]) + "}"
+
+
+def columns_of(keys: Sequence[tuple[Any, ...]], columns: int) -> list[str]:
+    """Return the first columns of keys, ids all of them, as the texts of arrays."""
+    return [array_of([key[column] for key in keys]) for column in range(columns)]

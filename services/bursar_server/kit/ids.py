@@ -35,10 +35,11 @@ def floor_uuid7(instant: datetime) -> UUID:
 
 def time_of_uuid7(value: UUID) -> datetime | None:
     """Return the time in a UUIDv7 to the millisecond, or None if it is another kind of UUID or beyond year 9999."""
-    if value.version != 7:
+    number = value.int
+    if number >> 76 & 0xF != 7 or number >> 62 & 0b11 != 0b10:
         return None
     try:
-        return _EPOCH + timedelta(milliseconds=value.int >> 80)
+        return _EPOCH + timedelta(milliseconds=number >> 80)
     except OverflowError:
         return None
 

@@ -114,6 +114,7 @@ def period_at(kind: PeriodKind, anchor_day: int, timezone: str, instant: datetim
     return _period_of_day(kind, anchor_day, timezone, instant.astimezone(zone).date())
 
 
+@lru_cache(maxsize=4096)
 def period_key(start: datetime, definition_revision: int) -> str:
     """Return a balance's key: the period's first instant in UTC, and the budget's definition revision."""
     return f"{start.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}#{definition_revision}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 from bursar_server.pricing.model import CallCost, Usage
@@ -85,8 +86,7 @@ class GrantState:
         return not self.revoked and self.starts_at <= instant < self.expires_at
 
 
-@dataclass(frozen=True, slots=True)
-class Leg:
+class Leg(NamedTuple):
     """What a call holds of one budget. Legs of ANY_REMAINING budgets hold 0 (S9)."""
 
     key: BalanceKey
@@ -95,8 +95,7 @@ class Leg:
     tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GrantLeg:
+class GrantLeg(NamedTuple):
     """What a call holds of one grant that was active at its Check."""
 
     key: GrantKey
@@ -142,8 +141,7 @@ class Hold:
         return max(largest, of_grants)
 
 
-@dataclass(frozen=True, slots=True)
-class PostingLine:
+class PostingLine(NamedTuple):
     """What one account bore of a call; kept on the record also where it is 0, so that a late Deduct finds the legs."""
 
     account: Account
@@ -155,8 +153,7 @@ class PostingLine:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class PricedItem:
+class PricedItem(NamedTuple):
     """One model's usage with the price that was used; price_id None is unpriced."""
 
     model: str
@@ -249,8 +246,7 @@ class PastRevision:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A line of the ledger: never changed once written."""
 
     tenant_id: UUID

@@ -1,7 +1,7 @@
 """The rows of the ledger as JSON: what the batch's INSERT and UPDATE statements take."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
 from bursar_server.db.tables import ROLLUP_COUNTERS
@@ -178,26 +178,27 @@ def _rollup_row(
     } | dict(zip(ROLLUP_COUNTERS, counters, strict=True))
 
 
+def _place(key: tuple[UUID, UUID, UUID, str, str], bucket: date) -> tuple[int, date, int, int, str, str]:
+    """Return what rows of rollups are sorted by: the order of their primary keys."""
+    return key[0].int, bucket, key[1].int, key[2].int, key[3], key[4]
+
+
 def quarter_rows(quarters: Quarters) -> list[dict[str, object]]:
     """Return what to add to `rollup_quarters`, sorted by key: rows are locked in that order."""
     return [
         _rollup_row(key, ("bucket_time", bucket), counters)
-        for (key, bucket), counters in sorted(
-            quarters.items(), key=lambda item: (item[0][0][0], item[0][1], item[0][0])
-        )
+        for (key, bucket), counters in sorted(quarters.items(), key=lambda item: _place(*item[0]))
     ]
 
 
 def day_rows(quarters: Quarters) -> list[dict[str, object]]:
     """Return the same by UTC day: what to add to `rollup_days`, sorted by key."""
-    days: dict[tuple[tuple[UUID, UUID, UUID, str, str], object], list[int]] = {}
+    days: dict[tuple[tuple[UUID, UUID, UUID, str, str], date], list[int]] = {}
     for (key, bucket), counters in quarters.items():
         day = days.setdefault((key, day_of(bucket)), [0] * len(counters))
         for index, amount in enumerate(counters):
             day[index] += amount
     return [
         _rollup_row(key, ("bucket_day", day), counters)
-        for (key, day), counters in sorted(
-            days.items(), key=lambda item: (item[0][0][0], str(item[0][1]), item[0][0])
-        )
+        for (key, day), counters in sorted(days.items(), key=lambda item: _place(*item[0]))
     ]

@@ -123,6 +123,8 @@ def shortfall_nanos(
 ) -> int:
     """Return by how much the cost exceeds what was held, the most of any leg that held an amount (S14)."""
     held_on_grants = sum(leg.nanos for leg in grant_legs)
+    if not held_on_grants and not any(leg.nanos for leg in legs):
+        return 0
     held = {leg.key: (leg.nanos, leg.user_scoped) for leg in legs}
     on_grants = sum(line.nanos for line in postings if line.account is Account.GRANT)
     worst = 0

@@ -6,6 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from bursar_server.budgets.model import Budget
+from bursar_server.db.lane import Send
 from bursar_server.kit.periods import quarter_hour_of
 from bursar_server.ledger import rules, store
 from bursar_server.ledger.model import (
@@ -62,15 +63,15 @@ class Books:
     fired: list[tuple[Budget, FiredThreshold]] = field(default_factory=list)
     gone_holds: set[CallKey] = field(default_factory=set)
 
-    def send_writes(self, execute: Callable[[str, tuple[object, ...]], object]) -> None:
+    def send_writes(self, send: Send) -> None:
         """Queue the statements that write what has changed, in lock order; they take effect with the commit."""
         store.send_writes(
-            execute,
+            send,
             self.now,
             balances=self.balances.values(),
             grants=self.grants.values(),
             new_holds=[hold for key, hold in self.holds.items() if key not in self.stored_holds],
-            gone_holds=sorted(self.gone_holds & self.stored_holds),
+            gone_holds=self.gone_holds & self.stored_holds,
             records=[record for records in self.records.values() for record in records],
             entries=self.entries,
             quarters=self.quarters,
@@ -79,7 +80,9 @@ class Books:
 
     def revisions(self, key: CallKey) -> list[PastRevision]:
         """Return the revisions of a call that exist already, those of this batch included."""
-        return self.past.get(key, [])
+        past = self.past.get(key, [])
+        records = self.records.get(key)
+        return past + [_as_past(record) for record in records] if records else past
 
     def open(self, hold: Hold) -> None:
         """Add a hold: what its legs hold is held on their balances and grants."""
@@ -327,14 +330,7 @@ class Books:
             charge.provider_cost_nanos, overage, shortfall, charge.estimated, charge.unpriced,
             charge.source is Source.EXPIRY, charge.unchecked,
         )  # fmt: skip
-        key = (attribution.tenant_id, request_id)
-        self.records.setdefault(key, []).append(record)
-        self.past.setdefault(key, []).append(
-            PastRevision(
-                revision, charge.source, charge.body_sha256, usage_time, charge.provider, charge.model, charge.cost,
-                charge.items, postings, overage, shortfall, charge.unpriced, charge.unchecked, attribution,
-            )
-        )  # fmt: skip
+        self.records.setdefault((attribution.tenant_id, request_id), []).append(record)
         return record
 
     def _count(self, attribution: Attribution, usage_time: datetime, charge: Charge, sign: int) -> None:
@@ -346,6 +342,14 @@ class Books:
             counters = self.quarters.setdefault(key, [0] * len(line))
             for index, amount in enumerate(line):
                 counters[index] += sign * amount
+
+
+def _as_past(record: Record) -> PastRevision:
+    return PastRevision(
+        record.revision, record.source, record.body_sha256, record.usage_time, record.provider, record.model, record.cost,
+        record.items, record.postings, record.overage_nanos, record.hold_shortfall_nanos, record.unpriced,
+        record.unchecked, record.attribution,
+    )  # fmt: skip
 
 
 send_locks = store.send_locks

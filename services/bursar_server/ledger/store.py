@@ -11,8 +11,9 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from psycopg import Connection, Cursor
+from psycopg import Connection
 
+from bursar_server.db.lane import Send, array_of, columns_of
 from bursar_server.ledger import rows
 from bursar_server.ledger.model import (
     Account,
@@ -119,7 +120,7 @@ class LockedRows:
 
 
 def send_locks(
-    cursor_of: Callable[[], Cursor[Row]],
+    send: Send,
     balances: Iterable[BalanceKey],
     grants: Iterable[GrantKey],
     held_calls: Iterable[UUID],
@@ -127,27 +128,31 @@ def send_locks(
 ) -> Callable[[], LockedRows]:
     """Queue the statements that lock and read a batch's state; the function returned fetches it after the round trip.
 
-    `held_calls` are the calls whose holds, and whatever those hold on, are locked too.
+    `held_calls` are the calls whose holds, and whatever those hold on, are locked too; their grants only where any are
+    named, so that the many batches that no grant is part of have a statement less.
     """
-    balance_keys, grant_keys, call_keys, held = list(balances), list(grants), list(calls), list(held_calls)
-    of_balances, of_grants, of_holds, of_revisions = cursor_of(), cursor_of(), cursor_of(), cursor_of()
-    tenants, budgets, periods = zip(*balance_keys, strict=True) if balance_keys else ((), (), ())
-    of_balances.execute(_LOCK_BALANCES, (list(tenants), list(budgets), list(periods), held))
-    of_grants.execute(_LOCK_GRANTS, ([key[0] for key in grant_keys], [key[1] for key in grant_keys], held))
-    of_holds.execute(_LOCK_HOLDS, (held,))
-    of_revisions.execute(_READ_REVISIONS, ([key[0] for key in call_keys], [key[1] for key in call_keys]))
+    balance_keys, grant_keys, call_keys = list(balances), list(grants), list(calls)
+    held = array_of(held_calls)
+    periods = "{" + ",".join([key[2] for key in balance_keys]) + "}"
+    of_balances = send(_LOCK_BALANCES, *columns_of(balance_keys, 2), periods, held)
+    of_grants = send(_LOCK_GRANTS, *columns_of(grant_keys, 2), held) if grant_keys else None
+    of_holds = send(_LOCK_HOLDS, held)
+    of_revisions = send(_READ_REVISIONS, *columns_of(call_keys, 2))
 
     def fetch() -> LockedRows:
         past: dict[CallKey, list[PastRevision]] = {}
-        for row in of_revisions.fetchall():
+        for row in of_revisions.rows():
             past.setdefault((row[0], row[1]), []).append(_revision(row))
         return LockedRows(
             {
                 (row[0], row[1], row[2]): BalanceState((row[0], row[1], row[2]), *row[3:])
-                for row in of_balances.fetchall()
+                for row in of_balances.rows()
             },
-            {(row[0], row[1]): GrantState((row[0], row[1]), *row[2:]) for row in of_grants.fetchall()},
-            {(row[0], row[1]): _hold(row) for row in of_holds.fetchall()},
+            {
+                (row[0], row[1]): GrantState((row[0], row[1]), *row[2:])
+                for row in (of_grants.rows() if of_grants else ())
+            },
+            {(row[0], row[1]): _hold(row) for row in of_holds.rows()},
             past,
         )
 
@@ -212,7 +217,7 @@ def missing_balances(
 
 
 def send_writes(
-    execute: Callable[[str, tuple[object, ...]], object],
+    send: Send,
     now: datetime,
     *,
     balances: Iterable[BalanceState],
@@ -227,7 +232,7 @@ def send_writes(
     """Queue the statements that write a batch's changes, in lock order. Nothing is sent for what did not change."""
     changed_balances = [rows.balance_row(state) for state in balances if state.changed]
     if changed_balances:
-        execute(_UPDATE_BALANCES, (_json(changed_balances),))
+        send(_UPDATE_BALANCES, _json(changed_balances))
     changed_grants = [
         {
             "tenant_id": s.key[0],
@@ -239,26 +244,22 @@ def send_writes(
         if s.changed
     ]
     if changed_grants:
-        execute(_UPDATE_GRANTS, (_json(changed_grants),))
+        send(_UPDATE_GRANTS, _json(changed_grants))
     gone = list(gone_holds)
     if gone:
-        execute(_DELETE_HOLDS, ([key[0] for key in gone], [key[1] for key in gone]))
-    _insert(execute, "holds", [rows.hold_row(hold) for hold in new_holds])
-    _insert(execute, "usage_records", [rows.record_row(record, now) for record in records])
-    _insert(execute, "ledger_entries", [rows.entry_row(entry, now) for entry in entries])
+        send(_DELETE_HOLDS, *columns_of(gone, 2))
+    _insert(send, "holds", [rows.hold_row(hold) for hold in new_holds])
+    _insert(send, "usage_records", [rows.record_row(record, now) for record in records])
+    _insert(send, "ledger_entries", [rows.entry_row(entry, now) for entry in entries])
     if quarters:
-        execute(_ADD_TO_QUARTERS, (_json(rows.quarter_rows(quarters)),))
-        execute(_ADD_TO_DAYS, (_json(rows.day_rows(quarters)),))
-    _insert(execute, "alert_states", [rows.alert_row(threshold, now) for threshold in fired])
+        send(_ADD_TO_QUARTERS, _json(rows.quarter_rows(quarters)))
+        send(_ADD_TO_DAYS, _json(rows.day_rows(quarters)))
+    _insert(send, "alert_states", [rows.alert_row(threshold, now) for threshold in fired])
 
 
-def _insert(
-    execute: Callable[[str, tuple[object, ...]], object], table: str, payload: list[dict[str, object]]
-) -> None:
+def _insert(send: Send, table: str, payload: list[dict[str, object]]) -> None:
     if payload:
-        execute(
-            f"INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)", (_json(payload),)
-        )
+        send(f"INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)", _json(payload))
 
 
 def _json(payload: list[dict[str, object]]) -> str:

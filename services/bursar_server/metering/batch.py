@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from bursar_server.budgets.model import Admission, Budget
 from bursar_server.db.connection import tenant_lock_key
-from bursar_server.db.lane import DatabaseError, LaneConnection
+from bursar_server.db.lane import DatabaseError, LaneConnection, Pipeline, array_of, columns_of
 from bursar_server.kit import ids
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
@@ -36,6 +35,7 @@ from bursar_server.metering.model import (
 )
 from bursar_server.metering.waits import PLACE_LASTS, WaitKey, Waits
 from bursar_server.metering.writes import write
+from bursar_server.pricing.model import Price
 
 MAX_ROUNDS = 12
 # How many of a tenant's calls are read to begin with, to know what calls usually cost.
@@ -86,6 +86,7 @@ class BatchRunner:
         clock: Clock,
     ) -> None:
         self._connection = connection
+        self._pipeline = Pipeline(connection)
         self._directory = directory
         self._policy = policy
         self._clock = clock
@@ -195,6 +196,9 @@ class BatchRunner:
             needs.calls.add((tenant_id, request_id))
             if isinstance(call, CheckCall):
                 self._needs_of_check(call, subjects[call.principal], now, needs)
+            elif isinstance(call, DeductCall):
+                grant_ids = subjects[call.principal].grant_ids
+                needs.grants.update((tenant_id, grant_id) for grant_id in grant_ids)
         self._make_balances(now, needs)
         return needs
 
@@ -251,7 +255,7 @@ class BatchRunner:
                 (key, *context.periods[key]) for key in missing.balances if key in context.periods
             ]
             raise missing
-        write(self._connection, context)
+        write(self._pipeline, context)
         self._history.add(
             (tenant_id, record.attribution.api_key_id, record.model, record.cost.total_nanos)
             for (tenant_id, _), records in context.books.records.items()
@@ -294,30 +298,23 @@ class BatchRunner:
         tenants = [*needs.tenants, ids.PLATFORM_TENANT_ID]
         rate_keys = self._rate_keys(calls, needs)
         queued = _holding_budgets(calls, needs)
-        with connection.pipeline():
-            connection.execute("BEGIN")
-            if lock_timeout_ms is not None:
-                connection.execute(store.SET_LOCK_TIMEOUT, (f"{lock_timeout_ms}ms",))
-            connection.execute(store.LOCK_TENANTS, ([tenant_lock_key(tenant_id) for tenant_id in tenants],))
-            of_versions = connection.execute(store.READ_VERSIONS, (tenants,))
-            fetch = ledger.send_locks(
-                connection.cursor,
-                sorted(needs.balances),
-                sorted(needs.grants),
-                sorted(needs.held),
-                sorted(needs.calls),
-            )
-            of_rates = connection.cursor()
-            if rate_keys:
-                of_rates.execute(store.LOCK_RATES, tuple(list(part) for part in zip(*rate_keys, strict=True)))
-            of_waits = connection.cursor()
-            if queued:
-                of_waits.execute(store.READ_WAITS, ([key[0] for key in queued], [key[1] for key in queued]))
-        version_rows = of_versions.fetchall()
+        send = self._pipeline.send
+        send("BEGIN")
+        if lock_timeout_ms is not None:
+            send(store.SET_LOCK_TIMEOUT, f"{lock_timeout_ms}ms")
+        send(
+            store.LOCK_TENANTS, "{" + ",".join(str(tenant_lock_key(tenant_id)) for tenant_id in tenants) + "}"
+        )
+        of_versions = send(store.READ_VERSIONS, array_of(tenants))
+        fetch = ledger.send_locks(send, needs.balances, needs.grants, needs.held, needs.calls)
+        of_rates = send(store.LOCK_RATES, *columns_of(rate_keys, 2), _times(rate_keys)) if rate_keys else None
+        of_waits = send(store.READ_WAITS, *columns_of(queued, 2)) if queued else None
+        self._pipeline.run()
+        version_rows = of_versions.rows()
         locked = fetch()
-        rate_rows = of_rates.fetchall() if rate_keys else []
+        rate_rows = of_rates.rows() if of_rates else []
         waits = Waits()
-        for budget_id, since, request_id in of_waits.fetchall() if queued else []:
+        for budget_id, since, request_id in of_waits.rows() if of_waits else []:
             waits.queues.setdefault(budget_id, []).append((since, request_id))
         versions = {row[0]: row[1] for row in version_rows}
         now: datetime = version_rows[0][2]
@@ -326,8 +323,14 @@ class BatchRunner:
         budget_of = self._directory.budgets(connection, {key[:2] for key in locked.balances}, versions)
         stored = {(row[0], row[1], row[2]): row[3] for row in rate_rows}
 
-        def price_of(tenant_id: UUID, provider: str, model: str, tier: str, at: datetime) -> Any:
-            return self._directory.price(connection, versions, tenant_id, provider, model, tier, at)
+        found: dict[tuple[UUID, str, str, str, datetime], Price | None] = {}
+
+        def price_of(tenant_id: UUID, provider: str, model: str, tier: str, at: datetime) -> Price | None:
+            # The calls of a batch were checked in a few batches before: most of them ask for the same.
+            asked = (tenant_id, provider, model, tier, at)
+            if asked not in found:
+                found[asked] = self._directory.price(connection, versions, *asked)
+            return found[asked]
 
         return BatchContext(
             now,
@@ -369,6 +372,11 @@ class BatchRunner:
                 continue
             if subject.tenant_version != known or subject.platform_version != platform:
                 raise StaleDirectoryError
+
+
+def _times(rate_keys: Sequence[store.RateKey]) -> str:
+    """Return the windows of rate keys as the text of a `timestamptz[]`."""
+    return "{" + ",".join([key[2].isoformat() for key in rate_keys]) + "}"
 
 
 def _holding_budgets(calls: Sequence[Call], needs: _Needs) -> list[tuple[UUID, UUID]]:

@@ -160,6 +160,7 @@ def _decide(
 ) -> CheckAnswer | Waiting:
     price = context.price_of(subject.tenant_id, call.provider, call.model, "", context.now)
     plain = not call.model and not call.input_tokens_estimate
+    holding = any(budget.admission is not Admission.ANY_REMAINING for budget in budgets)
     estimate = (
         rules.NOTHING
         if plain
@@ -168,7 +169,8 @@ def _decide(
             context.policy,
             call.input_tokens_estimate,
             call.max_output_tokens,
-            _usual_nanos(call, subject, context, budgets),
+            _usual_nanos(call, subject, context, budgets) if holding else None,
+            amounts=holding,
         )
     )
     grants = context.active_grants(subject, context.now)

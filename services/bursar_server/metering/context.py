@@ -48,10 +48,11 @@ class BatchContext:
     audit: list[tuple[UUID, AuditEvent]] = field(default_factory=list)
 
     def balance_key(self, budget: Budget, instant: datetime) -> BalanceKey:
-        """Return the key of the balance that an instant counts in, and remember its period."""
+        """Return the key of the balance that an instant counts in; one that is not locked has its period remembered."""
         period = budget.period_at(instant)
         key = (budget.tenant_id, budget.budget_id, period_key(period.start, budget.definition_revision))
-        self.periods[key] = (period.start, period.end)
+        if key not in self.books.balances:
+            self.periods[key] = (period.start, period.end)
         return key
 
     def owner_of(self, request_id: UUID) -> UUID | None:

@@ -1,8 +1,8 @@
 """Whether a call may be made: pure decisions over the locked state (S2, S3, S7, S10, S11)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from bursar_server.budgets.model import Admission, Budget, Enforcement, OnUnreachable, ScopeKind
@@ -45,8 +45,7 @@ _PROBLEMS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What a call may consume and cost. Amounts in nanos and tokens; None is unpriced."""
 
     input_tokens: int
@@ -70,8 +69,7 @@ class Estimate:
         return self.input_tokens + (self.most_output_tokens if upper else self.expected_output_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What one budget says to a call, and what the call holds on it if it is allowed."""
 
     budget: Budget
@@ -129,11 +127,13 @@ def estimate_of(
     input_tokens: int,
     max_output_tokens: int | None,
     usual_nanos: int | None = None,
+    *,
+    amounts: bool = True,
 ) -> Estimate:
     """Return what a call may consume and cost (S11).
 
     The most is the input estimate and `max_output_tokens`, else the model's own maximum, else the policy's. What is
-    expected is what such calls usually cost, else the input estimate and at most 1,024 outputs; never above the most.
+    expected is what such calls usually cost, else the input estimate and at most 1,024 outputs; never above the most. Without `amounts` the costs are left out: no budget holds any.
     """
     own_most = price.max_output_tokens if price else None
     most = max_output_tokens if max_output_tokens is not None else own_most
@@ -142,6 +142,8 @@ def estimate_of(
     elif own_most is not None:
         most = min(most, own_most)
     expected = min(most, EXPECTED_OUTPUT_TOKENS)
+    if price is not None and not amounts:
+        return Estimate(input_tokens, most, expected, None, None, pricing.is_free(price))
     if price is not None:
         most_nanos = pricing.upper_bound_nanos(price, input_tokens, most)
         if usual_nanos is None:

@@ -1,27 +1,28 @@
 """What a batch writes: in lock order, one statement a table, and the commit."""
 
 from collections.abc import Callable
-from uuid import UUID
+from typing import Any
 
 from bursar_server.audit.model import AuditHead
 from bursar_server.audit.rules import chain
-from bursar_server.db.lane import LaneConnection
+from bursar_server.db.lane import Pipeline, Send, array_of, columns_of
 from bursar_server.metering import store
 from bursar_server.metering.context import BatchContext
 
 
-def write(connection: LaneConnection, context: BatchContext) -> None:
+def write(pipeline: Pipeline, context: BatchContext) -> None:
     """Write what has changed and commit, in one round trip; two where audit events are chained."""
-    heads: Callable[[], list[tuple[UUID, int, str]]] | None = None
-    with connection.pipeline():
-        context.books.send_writes(connection.execute)
-        _write_rates(connection, context)
-        _write_waits(connection, context)
-        if context.audit:
-            tenants = sorted({tenant_id for tenant_id, _ in context.audit})
-            heads = connection.execute(store.LOCK_AUDIT_HEADS, (tenants,)).fetchall
-        else:
-            connection.execute("COMMIT")
+    heads: Callable[[], list[tuple[Any, ...]]] | None = None
+    context.books.send_writes(pipeline.send)
+    _write_rates(pipeline.send, context)
+    _write_waits(pipeline.send, context)
+    if context.audit:
+        heads = pipeline.send(
+            store.LOCK_AUDIT_HEADS, array_of({tenant_id for tenant_id, _ in context.audit})
+        ).rows
+    else:
+        pipeline.send("COMMIT")
+    pipeline.run()
     if heads is None:
         return
     chained, last = [], []
@@ -30,27 +31,27 @@ def write(connection: LaneConnection, context: BatchContext) -> None:
         places, head = chain(tenant_id, AuditHead(sequence, digest), events)
         chained += places
         last.append((tenant_id, head))
-    with connection.pipeline():
-        connection.execute(store.INSERT_AUDIT_EVENTS, (store.audit_rows(chained),))
-        connection.execute(store.UPDATE_AUDIT_HEADS, (store.audit_head_rows(last),))
-        connection.execute("COMMIT")
+    pipeline.send(store.INSERT_AUDIT_EVENTS, store.audit_rows(chained))
+    pipeline.send(store.UPDATE_AUDIT_HEADS, store.audit_head_rows(last))
+    pipeline.send("COMMIT")
+    pipeline.run()
 
 
-def _write_rates(connection: LaneConnection, context: BatchContext) -> None:
+def _write_rates(send: Send, context: BatchContext) -> None:
     rates = context.rates
     changed = [(key, rates.requests[key]) for key in sorted(rates.changed)]
     update = [item for item in changed if item[0] in rates.stored]
     insert = [item for item in changed if item[0] not in rates.stored]
     if update:
-        connection.execute(store.UPDATE_RATES, (store.rate_rows(update),))
+        send(store.UPDATE_RATES, store.rate_rows(update))
     if insert:
-        connection.execute(store.INSERT_RATES, (store.rate_rows(insert),))
+        send(store.INSERT_RATES, store.rate_rows(insert))
 
 
-def _write_waits(connection: LaneConnection, context: BatchContext) -> None:
+def _write_waits(send: Send, context: BatchContext) -> None:
     waits = context.waits
     if waits.joined:
-        connection.execute(store.JOIN_WAITS, (store.wait_rows(sorted(waits.joined.items())),))
+        send(store.JOIN_WAITS, store.wait_rows(sorted(waits.joined.items())))
     if waits.left:
         keys = sorted(waits.left)
-        connection.execute(store.LEAVE_WAITS, tuple([key[part] for key in keys] for part in range(3)))
+        send(store.LEAVE_WAITS, *columns_of(keys, 3))
