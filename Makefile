@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help up demo test check check-format check-lint check-types check-proto check-generated \
-        check-imports format generate lock coverage-rows bench bench-weight clean
+        check-imports format generate lock coverage-rows chaos bench bench-weight clean
 
 help: ## Show this list
 	@echo "Bursar: what you can run here. The first command sets up $(VENV) by itself."
@@ -34,6 +34,10 @@ demo: $(VENV)/.ready ## A guided walk that ends by itself: budget, calls, alert,
 
 test: $(VENV)/.ready ## Run the whole test suite
 	@$(PYTEST)
+
+KILLS ?= 300
+chaos: $(VENV)/.ready ## Kill every part under load, again and again, then compare the books with what was served (15 minutes; KILLS=300 SEED=…)
+	@PYTHONPATH=tests $(PY) -m chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 check: check-format check-lint check-proto check-generated check-imports check-types ## All static checks: format, lint, protos, generated code, imports, types
 	@echo "check: all is well"

@@ -107,28 +107,41 @@ def started(
     cwd: Path | None = None,
 ) -> Iterator[Child]:
     """Run a command until its ready line is there; it is stopped afterwards. Its stderr goes into `folder`."""
+    child = spawned(arguments, environ, folder, program=program, cwd=cwd)
+    try:
+        child.ready = ready_line(child)
+        yield child
+    finally:
+        try:
+            child.stop()
+        finally:
+            if child.process.stdout is not None:
+                child.process.stdout.close()
+
+
+def spawned(
+    arguments: tuple[str, ...],
+    environ: Mapping[str, str],
+    folder: Path,
+    *,
+    program: Path | str = sys.executable,
+    cwd: Path | None = None,
+) -> Child:
+    """Run a command and return at once, not ready yet. Its stderr goes into `folder`."""
     log_file = folder / f"stderr-{next(_numbers)}.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [str(program), *arguments], env=dict(environ), cwd=cwd or folder, stdout=subprocess.PIPE,
             stderr=log, stdin=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-    child = Child(process, {}, log_file)
-    try:
-        child.ready = _ready_line(child)
-        yield child
-    finally:
-        try:
-            child.stop()
-        finally:
-            if process.stdout is not None:
-                process.stdout.close()
+    return Child(process, {}, log_file)
 
 
 _numbers = itertools.count(1)
 
 
-def _ready_line(child: Child) -> dict[str, Any]:
+def ready_line(child: Child) -> dict[str, Any]:
+    """Wait for a command's ready line and return it; fails with its log when it ends before, or takes a minute."""
     output = child.process.stdout
     assert output is not None
     if not select.select([output], [], [], _START_TIMEOUT_S)[0]:

@@ -99,7 +99,7 @@ FEATURE_EXTRAS: dict[str, set[str]] = {
     "verify": {"accounts.py", "calls.py", "proofs.py", "rollups.py", "screen.py", "statements.py", "work.py"},
 }
 
-TEST_FOLDERS = {"contract", "database", "e2e", "golden", "support", "tidy", "unit"}
+TEST_FOLDERS = {"chaos", "contract", "database", "e2e", "golden", "support", "tidy", "unit"}
 
 
 def misplaced(project: Project) -> list[str]:
