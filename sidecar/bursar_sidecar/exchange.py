@@ -18,7 +18,7 @@ from bursar.v1.metering_service_pb2 import DeductResponse
 from bursar_sidecar import denial
 from bursar_sidecar import headers as header
 from bursar_sidecar.clock import Clock
-from bursar_sidecar.decoding import Decoder, DecodingError, decoder_for
+from bursar_sidecar.decoding import Decoder, DecodingError, OpaqueReader, UnknownCodingError, decoder_for
 from bursar_sidecar.gate import Gate, OpenCall
 from bursar_sidecar.money import usd_text
 from bursar_sidecar.outbox import OutboxWriteError
@@ -177,7 +177,11 @@ class Exchange:
             self._forward.asked, upstream.status, content_type, upstream.headers
         )
         streams = content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
+        coding = upstream.headers.get(header.CONTENT_ENCODING)
+        if coding:
+            reader = self._open_coding(coding, reader)
         whole = await self._relay(upstream, reader, streams)
+        reader = self._reader  # another one, where the answer turned out not to be what its coding says
         self.watch.end()
         gone = self.watch.gone
         metered = reader.metered(Outcome.CANCELLED if gone else None)
@@ -192,9 +196,6 @@ class Exchange:
         """Pass on what comes until the end; return whether the end came."""
         content, watch = upstream.content, self.watch
         try:
-            coding = upstream.headers.get(header.CONTENT_ENCODING)
-            if coding:
-                self._decoder = decoder_for(coding)
             if streams:
                 await self._begin(keep_length=False)
             while chunk := await content.readany():
@@ -206,8 +207,7 @@ class Exchange:
                     if passed:
                         await self._pass(passed)
                 else:
-                    for piece in self._decoder.feed(chunk):
-                        await self._pass(reader.feed(piece))
+                    reader = await self._decoded(self._decoder, chunk, reader)
                 if streams and reader.complete:
                     watch.progress(_END_WAIT_S)
                 if content.at_eof():
@@ -223,6 +223,37 @@ class Exchange:
             self._note("broken_off", error)
             return False
         return True
+
+    def _open_coding(self, coding: str, reader: Reader) -> Reader:
+        """Make the decoder of an answer; return who reads it: one that passes it on as it is, where the coding is not known."""
+        try:
+            self._decoder = decoder_for(coding)
+        except UnknownCodingError as error:
+            return self._opaque(error)
+        return reader
+
+    async def _decoded(self, decoder: Decoder, chunk: bytes, reader: Reader) -> Reader:
+        """Pass on what a compressed piece becomes; return who reads the rest.
+
+        An answer of which the app has nothing yet is passed on as it came where it cannot be decoded.
+        """
+        try:
+            for piece in decoder.feed(chunk):
+                await self._pass(reader.feed(piece))
+        except DecodingError as error:
+            if self._response is not None or decoder.raw is None:
+                raise
+            self._decoder = None
+            opaque = self._opaque(error)
+            await self._pass(opaque.feed(decoder.raw))
+            return opaque
+        return reader
+
+    def _opaque(self, error: DecodingError) -> Reader:
+        assert self._upstream is not None  # noqa: S101
+        self._note("content_encoding", error)
+        self._reader = OpaqueReader(self._forward.asked, self._upstream.status)
+        return self._reader
 
     async def _pass(self, data: bytes) -> None:
         """Write to the app, unless it has gone."""

@@ -20,7 +20,8 @@ _HOP_BY_HOP = tuple(
     )
 )
 _REQUEST_ONLY = tuple(
-    istr(name) for name in ("Host", "Content-Length", "Accept-Encoding", "Expect", "HTTP2-Settings")
+    istr(name)
+    for name in ("Host", "Content-Length", "Content-Encoding", "Accept-Encoding", "Expect", "HTTP2-Settings")
 )
 _OWN_PREFIX = "x-bursar-"
 _CONNECTION = istr("Connection")
@@ -37,7 +38,7 @@ CONTENT_TYPE = istr("Content-Type")
 
 
 def upstream_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """Return the request headers that go to the provider, credentials still among them; the answer comes uncompressed."""
+    """Return the request headers that go to the provider, credentials still among them; bodies go and come uncompressed."""
     kept = CIMultiDict(headers)
     _drop_hop_by_hop(kept)
     for name in _REQUEST_ONLY:

@@ -18,9 +18,10 @@ from bursar_sidecar.credentials import (
     query_without_key,
     without_credentials,
 )
+from bursar_sidecar.decoding import DecodingError, UnknownCodingError, decoded
 from bursar_sidecar.exchange import Exchange, Forward, Terms, refusal
 from bursar_sidecar.gate import OpenCall
-from bursar_sidecar.headers import upstream_headers
+from bursar_sidecar.headers import CONTENT_ENCODING, upstream_headers
 from bursar_sidecar.ids import RequestIds
 from bursar_sidecar.messages import Ask
 from bursar_sidecar.providers.base import ApiCall, Dialect, InvalidTags, Problem, dialect_named
@@ -90,6 +91,9 @@ class Proxy:
         if "websocket" in request.headers.get(_UPGRADE, "").lower():
             return self._refuse(dialect, _no_websockets(), request_id)
         body = await self._body(request)
+        coding = request.headers.get(CONTENT_ENCODING)
+        if coding and isinstance(body, bytes):
+            body = self._decoded(body, coding)
         if isinstance(body, Problem):
             return self._refuse(dialect, body, request_id)
         return await self._opened(request, request_id, route, caller, body)
@@ -214,6 +218,16 @@ class Proxy:
             return denial.invalid_request("the request's body ended before it was whole")
         return b"".join(pieces)
 
+    def _decoded(self, body: bytes, coding: str) -> bytes | Problem:
+        """Return a compressed body as it was, for it must be read; or what the app is told instead."""
+        try:
+            plain = decoded(body, coding, self._request_max_bytes)
+        except UnknownCodingError as error:
+            return _unknown_coding(error)
+        except DecodingError as error:
+            return denial.invalid_request(str(error))
+        return denial.too_large(self._request_max_bytes) if plain is None else plain
+
     def _refuse(
         self, dialect: Dialect, problem: Problem, request_id: str, stream: bool = False
     ) -> web.Response:
@@ -224,6 +238,11 @@ class Proxy:
 def _no_credential(upstream: str, error: SigningError) -> Problem:
     message = f"The sidecar has no credential for {upstream}: {error}."
     return Problem(500, "UPSTREAM_CREDENTIAL", "api_error", message, should_retry=False)
+
+
+def _unknown_coding(error: UnknownCodingError) -> Problem:
+    message = f"The request's body cannot be read: {error}. Send it plain, or in gzip, deflate, br or zstd."
+    return Problem(415, "CONTENT_ENCODING_UNSUPPORTED", "invalid_request_error", message, should_retry=False)
 
 
 def _no_websockets() -> Problem:

@@ -265,9 +265,6 @@ async def test_an_answer_compressed_against_our_word_is_read(
         assert await response.read() == CHAT
         assert "content-encoding" not in response.headers
     assert response.headers["x-bursar-cost-usd"] == "0.000012"
-    upstream.answer = json_answer(b"not gzip", "200 OK", "content-encoding: gzip")
-    async with await sidecar.post() as response:
-        assert response.status == 502
 
 
 async def test_a_body_is_bounded(plane: Served, upstream: OddUpstream, tmp_path: Path) -> None:

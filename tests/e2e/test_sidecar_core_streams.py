@@ -264,7 +264,8 @@ async def test_a_provider_that_falls_silent_is_given_up(
             assert (await response.json())["error"]["code"] == "UPSTREAM_TIMEOUT"
         record = record_of(plane)
         assert record.estimated
-        assert record.items[0].usage.input_tokens == plane.service.checks[-1].input_tokens_estimate
+        assert record.items[0].usage.input_tokens == 8  # the text's own tokens; the Check held more
+        assert plane.service.checks[-1].input_tokens_estimate > 8
 
 
 async def test_a_stream_whose_connection_stays_open_still_ends(

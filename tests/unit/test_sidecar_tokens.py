@@ -143,7 +143,7 @@ def test_without_the_extra_everything_counts_by_the_ratio() -> None:
         "import sys; sys.modules['rs_bpe'] = None\n"
         "from bursar_sidecar.tokens import asked_tokens, said_tokens\n"
         "assert said_tokens(('gpt-4o',), ['x' * 400], 400) == 100\n"
-        "assert asked_tokens(('gpt-4o',), b'{\"input\":\"hello\"}') is None\n"
+        "assert asked_tokens(('gpt-4o',), b'{\"input\":\"hello\"}') == 2 + 4 + 3\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
