@@ -343,7 +343,8 @@ class Gate:
 
     async def keep_up(self) -> None:
         """Renew holds when it is time, and report what was refused while nobody could be asked."""
-        self._report(self._degraded.reports(away=self._control_plane.failing or self._outbox.full))
+        if not self._outbox.full:  # what room is left is for charges
+            self._report(self._degraded.reports(away=self._control_plane.failing))
         await self._renewals.keep_up(self._held_before)
 
     @property

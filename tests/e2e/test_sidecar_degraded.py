@@ -264,3 +264,21 @@ async def test_what_was_decided_survives_a_kill(plane: Served, upstream: OddUpst
     [report] = plane.service.refused
     assert (report.api_key_sha256, report.refused.policy) == (sha256_hex(other), CLOSED)
     assert 1 <= report.refused.calls <= 4
+
+
+async def test_a_report_that_is_never_accepted_is_let_go(
+    plane: Served, upstream: OddUpstream, tmp_path: Path
+) -> None:
+    """No money is in it: it is no dead letter that somebody has to look at, and it keeps nothing else waiting."""
+    plane.service.unsound_users.add("nobody@example.com")
+    async with running_sidecar(settings_of(plane, upstream, tmp_path, "CLOSED")) as sidecar:
+        await until(lambda: sidecar.sidecar.control_plane.reachable)
+        await plane.vanish()
+        async with await sidecar.post(json=BODY, headers={"x-bursar-user": "nobody@example.com"}) as response:
+            assert response.status == 503
+        assert await status_of(sidecar) == 503
+        await plane.come_back()
+        await until(lambda: bool(plane.service.refused), 10)
+        await until(lambda: sidecar.sidecar.outbox.depth == 0)
+        assert await sidecar.metric("dead_letters_total") == 0
+    assert [report.refused.user_id for report in plane.service.refused] == [""]

@@ -64,6 +64,7 @@ class FakeControlPlane(MeteringService):
     fit_output_tokens: int | None = None
     duplicates: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
+    unsound_users: set[str] = field(default_factory=set)
     refused: list[pb.ReleaseHoldRequest] = field(default_factory=list)  # reports of calls that were refused
     renewed: list[list[str]] = field(default_factory=list)
     check_delay_s: float = 0.0
@@ -111,6 +112,8 @@ class FakeControlPlane(MeteringService):
     async def release_hold(self, request: pb.ReleaseHoldRequest, ctx: Any, /) -> pb.ReleaseHoldResponse:
         self._admit(ctx)
         if request.HasField("refused"):
+            if request.refused.user_id in self.unsound_users:
+                raise ConnectError(Code.INVALID_ARGUMENT, "user_id: is no user")
             self.refused.append(request)
             return pb.ReleaseHoldResponse()
         self.released.append(request.request_id)
