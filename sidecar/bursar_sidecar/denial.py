@@ -130,6 +130,13 @@ def control_plane_unavailable() -> Problem:
     return Problem(503, "CONTROL_PLANE_UNAVAILABLE", "api_error", message, retry_after_seconds=1)
 
 
+def spent_on_the_way() -> Problem:
+    """Return the problem of a stream that brought more than what its budget had left."""
+    message = "budget exhausted: this stream was ended because a budget has nothing left for it; what came is charged."
+    details: dict[str, object] = {"retryable": False}
+    return Problem(402, BUDGET_CODE, "insufficient_budget", message, should_retry=False, details=details)
+
+
 def spent_as_known() -> Problem:
     """Return the problem of a call that nobody could be asked about, and that what was left does not pay for."""
     message = (

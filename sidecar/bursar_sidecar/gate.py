@@ -43,7 +43,7 @@ class OpenCall:
 
     `held` says that a hold stands for it; none does where nobody could be asked: `degraded` is then the policy that let
     it through. `claim` is what it has taken of what is known to be left. `fit_output_tokens` is the most that it may
-    generate where that is less than it asked for.
+    generate where that is less than it asked for, `guard_output_tokens` what a stream may bring before it is ended.
     """
 
     __slots__ = (
@@ -52,6 +52,7 @@ class OpenCall:
         "closed",
         "degraded",
         "fit_output_tokens",
+        "guard_output_tokens",
         "held",
         "opened_at",
         "raw_id",
@@ -69,6 +70,7 @@ class OpenCall:
         self.claim: Claim | None = None
         self.degraded: OnUnreachable | None = None
         self.fit_output_tokens: int | None = None
+        self.guard_output_tokens: int | None = None
         self.start_ns = 0
 
 
@@ -191,6 +193,8 @@ class Gate:
             self._renewals.learn_lease(left_ns / 1e9)
         if response.HasField("fit_output_tokens"):
             call.fit_output_tokens = response.fit_output_tokens
+        if response.HasField("guard_output_tokens"):
+            call.guard_output_tokens = response.guard_output_tokens
         call.claim = self._degraded.allowed(call.ask, response, behind=self._replayer.busy)
         call.held = True
         return call

@@ -37,6 +37,7 @@ class Counts:
     renewals: int = 0
     holds_missing: int = 0
     ids_corrected: int = 0
+    streams_ended: int = 0
     app_disconnects: int = 0
     estimated: int = 0
     sent_without_end: int = 0
@@ -73,6 +74,7 @@ _COUNTERS: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("renewals", "hold_renewals", "", "Holds renewed."),
     ("holds_missing", "holds_missing", "", "Holds that were gone when they should have been renewed."),
+    ("streams_ended", "streams_ended", "", "Streams that were ended because their budget was spent."),
     ("ids_corrected", "request_id_corrections", "", "Corrections of the clock after a misplaced request id."),
     ("app_disconnects", "app_disconnects", "", "Apps that went away before the answer ended."),
     ("estimated", "estimated_calls", "", "Calls whose usage was estimated."),

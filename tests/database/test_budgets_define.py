@@ -86,6 +86,7 @@ async def test_a_budget_is_what_was_asked_for(admin: AdminSide) -> None:
         admission=budget_pb2.ADMISSION_UPPER_BOUND,
         max_wait_ms=0,
         fit_output=True,
+        guard_streams=True,
         shadow=True,
         on_lease_expiry=budget_pb2.LEASE_EXPIRY_RELEASE,
         on_unreachable=budget_pb2.ON_UNREACHABLE_LAST_KNOWN_GOOD,

@@ -106,7 +106,7 @@ class BudgetScope(_message.Message):
     def __init__(self, tenant_id: _Optional[str] = ..., group_id: _Optional[str] = ..., user_id: _Optional[str] = ..., api_key_id: _Optional[str] = ..., tag_key: _Optional[str] = ..., tag_value: _Optional[str] = ...) -> None: ...
 
 class Budget(_message.Message):
-    __slots__ = ("budget_id", "name", "scope", "period", "anchor_day", "timezone", "limit_usd", "limit_tokens", "soft_limit_pct", "alert_thresholds_pct", "enforcement", "admission", "max_wait_ms", "fit_output", "shadow", "on_lease_expiry", "enabled", "managed_by", "owners", "reason", "version", "create_time", "update_time", "limit_nanos", "on_unreachable")
+    __slots__ = ("budget_id", "name", "scope", "period", "anchor_day", "timezone", "limit_usd", "limit_tokens", "soft_limit_pct", "alert_thresholds_pct", "enforcement", "admission", "max_wait_ms", "fit_output", "guard_streams", "shadow", "on_lease_expiry", "enabled", "managed_by", "owners", "reason", "version", "create_time", "update_time", "limit_nanos", "on_unreachable")
     BUDGET_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCOPE_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class Budget(_message.Message):
     ADMISSION_FIELD_NUMBER: _ClassVar[int]
     MAX_WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     FIT_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    GUARD_STREAMS_FIELD_NUMBER: _ClassVar[int]
     SHADOW_FIELD_NUMBER: _ClassVar[int]
     ON_LEASE_EXPIRY_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +147,7 @@ class Budget(_message.Message):
     admission: Admission
     max_wait_ms: int
     fit_output: bool
+    guard_streams: bool
     shadow: bool
     on_lease_expiry: LeaseExpiry
     enabled: bool
@@ -157,7 +159,7 @@ class Budget(_message.Message):
     update_time: _timestamp_pb2.Timestamp
     limit_nanos: int
     on_unreachable: OnUnreachable
-    def __init__(self, budget_id: _Optional[str] = ..., name: _Optional[str] = ..., scope: _Optional[_Union[BudgetScope, _Mapping]] = ..., period: _Optional[_Union[BudgetPeriod, str]] = ..., anchor_day: _Optional[int] = ..., timezone: _Optional[str] = ..., limit_usd: _Optional[float] = ..., limit_tokens: _Optional[int] = ..., soft_limit_pct: _Optional[int] = ..., alert_thresholds_pct: _Optional[_Iterable[int]] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., admission: _Optional[_Union[Admission, str]] = ..., max_wait_ms: _Optional[int] = ..., fit_output: _Optional[bool] = ..., shadow: _Optional[bool] = ..., on_lease_expiry: _Optional[_Union[LeaseExpiry, str]] = ..., enabled: _Optional[bool] = ..., managed_by: _Optional[_Union[ManagedBy, str]] = ..., owners: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit_nanos: _Optional[int] = ..., on_unreachable: _Optional[_Union[OnUnreachable, str]] = ...) -> None: ...
+    def __init__(self, budget_id: _Optional[str] = ..., name: _Optional[str] = ..., scope: _Optional[_Union[BudgetScope, _Mapping]] = ..., period: _Optional[_Union[BudgetPeriod, str]] = ..., anchor_day: _Optional[int] = ..., timezone: _Optional[str] = ..., limit_usd: _Optional[float] = ..., limit_tokens: _Optional[int] = ..., soft_limit_pct: _Optional[int] = ..., alert_thresholds_pct: _Optional[_Iterable[int]] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., admission: _Optional[_Union[Admission, str]] = ..., max_wait_ms: _Optional[int] = ..., fit_output: _Optional[bool] = ..., guard_streams: _Optional[bool] = ..., shadow: _Optional[bool] = ..., on_lease_expiry: _Optional[_Union[LeaseExpiry, str]] = ..., enabled: _Optional[bool] = ..., managed_by: _Optional[_Union[ManagedBy, str]] = ..., owners: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., version: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., limit_nanos: _Optional[int] = ..., on_unreachable: _Optional[_Union[OnUnreachable, str]] = ...) -> None: ...
 
 class BudgetStatus(_message.Message):
     __slots__ = ("budget", "period_key", "period_start_time", "period_end_time", "spent_usd", "held_usd", "remaining_usd", "spent_nanos", "held_nanos", "limit_nanos", "spent_tokens", "utilization_pct", "color", "limit_tokens", "remaining_tokens", "shadow_denials")

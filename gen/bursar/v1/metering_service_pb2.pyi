@@ -49,7 +49,7 @@ class CheckRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., api_key_sha256: _Optional[str] = ..., user_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., input_tokens_estimate: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., session_id: _Optional[str] = ..., can_fit_output: _Optional[bool] = ..., body_user: _Optional[str] = ..., with_budgets: _Optional[bool] = ...) -> None: ...
 
 class CheckResponse(_message.Message):
-    __slots__ = ("request_id", "decision", "denials", "remaining_usd", "remaining_nanos", "held_nanos", "hold_expire_time", "tenant_id", "user_id", "api_key_id", "duplicate", "retry_after_ms", "fit_output_tokens", "on_unreachable", "budgets", "budgets_by_tags")
+    __slots__ = ("request_id", "decision", "denials", "remaining_usd", "remaining_nanos", "held_nanos", "hold_expire_time", "tenant_id", "user_id", "api_key_id", "duplicate", "retry_after_ms", "fit_output_tokens", "on_unreachable", "budgets", "budgets_by_tags", "guard_output_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     DENIALS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class CheckResponse(_message.Message):
     ON_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     BUDGETS_FIELD_NUMBER: _ClassVar[int]
     BUDGETS_BY_TAGS_FIELD_NUMBER: _ClassVar[int]
+    GUARD_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     decision: _metering_pb2.Decision
     denials: _containers.RepeatedCompositeFieldContainer[_metering_pb2.Denial]
@@ -82,7 +83,8 @@ class CheckResponse(_message.Message):
     on_unreachable: _budget_pb2.OnUnreachable
     budgets: _containers.RepeatedCompositeFieldContainer[_metering_pb2.BudgetLeft]
     budgets_by_tags: bool
-    def __init__(self, request_id: _Optional[str] = ..., decision: _Optional[_Union[_metering_pb2.Decision, str]] = ..., denials: _Optional[_Iterable[_Union[_metering_pb2.Denial, _Mapping]]] = ..., remaining_usd: _Optional[float] = ..., remaining_nanos: _Optional[int] = ..., held_nanos: _Optional[int] = ..., hold_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant_id: _Optional[str] = ..., user_id: _Optional[str] = ..., api_key_id: _Optional[str] = ..., duplicate: _Optional[bool] = ..., retry_after_ms: _Optional[int] = ..., fit_output_tokens: _Optional[int] = ..., on_unreachable: _Optional[_Union[_budget_pb2.OnUnreachable, str]] = ..., budgets: _Optional[_Iterable[_Union[_metering_pb2.BudgetLeft, _Mapping]]] = ..., budgets_by_tags: _Optional[bool] = ...) -> None: ...
+    guard_output_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., decision: _Optional[_Union[_metering_pb2.Decision, str]] = ..., denials: _Optional[_Iterable[_Union[_metering_pb2.Denial, _Mapping]]] = ..., remaining_usd: _Optional[float] = ..., remaining_nanos: _Optional[int] = ..., held_nanos: _Optional[int] = ..., hold_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tenant_id: _Optional[str] = ..., user_id: _Optional[str] = ..., api_key_id: _Optional[str] = ..., duplicate: _Optional[bool] = ..., retry_after_ms: _Optional[int] = ..., fit_output_tokens: _Optional[int] = ..., on_unreachable: _Optional[_Union[_budget_pb2.OnUnreachable, str]] = ..., budgets: _Optional[_Iterable[_Union[_metering_pb2.BudgetLeft, _Mapping]]] = ..., budgets_by_tags: _Optional[bool] = ..., guard_output_tokens: _Optional[int] = ...) -> None: ...
 
 class BatchCheckRequest(_message.Message):
     __slots__ = ("checks",)

@@ -103,6 +103,7 @@ class Budget:
     create_time: datetime
     update_time: datetime
     on_unreachable: OnUnreachable = OnUnreachable.SIDECAR
+    guard_streams: bool = False
 
     @property
     def limit(self) -> int:
@@ -203,6 +204,7 @@ class BudgetDraft:
     owners: tuple[str, ...] | None = None
     reason: str | None = None
     on_unreachable: OnUnreachable | None = None
+    guard_streams: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,7 @@ def draft_of(budget: budget_pb2.Budget, current: Budget | None) -> BudgetDraft:
         )
         or None,
         reason=reason or None,
+        guard_streams=fields.optional_bool(budget, "guard_streams"),
         on_unreachable=fields.choice(
             budget.on_unreachable, budget_pb2.OnUnreachable, OnUnreachable, _PATH + "on_unreachable"
         ),
@@ -298,6 +299,7 @@ def budget_message(budget: Budget) -> budget_pb2.Budget:
         update_time=fields.timestamp_of(budget.update_time),
         limit_nanos=nanos,
         on_unreachable=f"ON_UNREACHABLE_{budget.on_unreachable}",
+        guard_streams=budget.guard_streams,
     )
 
 

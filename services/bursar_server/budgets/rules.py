@@ -319,6 +319,7 @@ def details(budget: Budget) -> dict[str, object]:
         "shadow": budget.shadow,
         "on_lease_expiry": budget.on_lease_expiry.value,
         "on_unreachable": budget.on_unreachable.value,
+        "guard_streams": budget.guard_streams,
         "enabled": budget.enabled,
         "owners": list(budget.owners),
         "reason": budget.reason,

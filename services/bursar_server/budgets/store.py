@@ -355,7 +355,7 @@ def _columns(budget: Budget) -> Mapping[str, Any]:
         name: getattr(budget, name)
         for name in (
             "tenant_id", "budget_id", "name", "anchor_day", "timezone", "limit_nanos", "limit_tokens", "soft_limit_pct",
-            "max_wait_ms", "fit_output", "shadow", "enabled", "reason", "definition_revision", "version", "create_time",
+            "max_wait_ms", "fit_output", "guard_streams", "shadow", "enabled", "reason", "definition_revision", "version", "create_time",
             "update_time",
         )
     }  # fmt: skip
@@ -387,5 +387,5 @@ def _budget(row: Row[Any]) -> Budget:
         row.limit_nanos, row.limit_tokens, row.soft_limit_pct, tuple(row.alert_thresholds_pct),
         Enforcement(row.enforcement), Admission(row.admission), row.max_wait_ms, row.fit_output, row.shadow,
         LeaseExpiry(row.on_lease_expiry), row.enabled, ManagedBy(row.managed_by), tuple(row.owners), row.reason,
-        row.definition_revision, row.version, row.create_time, row.update_time, OnUnreachable(row.on_unreachable),
+        row.definition_revision, row.version, row.create_time, row.update_time, OnUnreachable(row.on_unreachable), row.guard_streams,
     )  # fmt: skip

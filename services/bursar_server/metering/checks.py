@@ -198,6 +198,12 @@ def _decide(
             balance = context.books.balances[verdict.key]
             balance.shadow_denials += 1
             balance.changed = True
+    guard = None
+    if any(budget.guard_streams for budget in budgets):
+        states = [(verdict.budget, context.books.balances[verdict.key]) for verdict in verdicts]
+        guard = rules.guard_output_tokens(
+            price, call.input_tokens_estimate, call.max_output_tokens, states, grants
+        )
     hold = _hold(call, subject, context, estimate, verdicts, grants, tags)
     context.books.open(hold)
     states = [(verdict.budget, context.books.balances[verdict.key]) for verdict in verdicts]
@@ -209,6 +215,7 @@ def _decide(
         hold.lease_expire_time,
         subject,
         fit_output_tokens=fitted,
+        guard_output_tokens=guard,
         outlook=_outlook(call, subject, context, verdicts, grants),
     )
 

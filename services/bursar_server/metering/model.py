@@ -238,6 +238,7 @@ class CheckAnswer:
     duplicate: bool = False
     retry_after_ms: int | None = None
     fit_output_tokens: int | None = None
+    guard_output_tokens: int | None = None
     outlook: Outlook | None = None
 
     @property

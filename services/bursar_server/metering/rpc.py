@@ -255,6 +255,7 @@ def check_response(answer: CheckAnswer) -> pb.CheckResponse:
         duplicate=answer.duplicate,
         retry_after_ms=answer.retry_after_ms,
         fit_output_tokens=answer.fit_output_tokens,
+        guard_output_tokens=answer.guard_output_tokens,
     )
     if answer.remaining_nanos is not None:
         message.remaining_nanos = answer.remaining_nanos

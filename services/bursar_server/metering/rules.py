@@ -27,6 +27,8 @@ MAX_BUDGETS_PER_CALL = 32
 EXPECTED_OUTPUT_TOKENS = 1_024
 # An answer that is cut shorter than this is not worth asking for; some providers refuse lower limits.
 FEWEST_OUTPUT_TOKENS = 16
+# No answer has more; a budget that can bear as much guards nothing.
+MOST_GUARDED_TOKENS = 1_000_000
 # A Deduct's id may be ahead of the database's clock; what is further ahead has no partition for sure.
 FARTHEST_AHEAD = timedelta(days=1)
 OLDEST_CHECK = timedelta(hours=24)
@@ -273,6 +275,37 @@ def fitted_output_tokens(
                 fitted, pricing.affordable_output_tokens(price, estimate.input_tokens, fitted, nanos)
             )
     return fitted if FEWEST_OUTPUT_TOKENS <= fitted < estimate.most_output_tokens else None
+
+
+def guard_output_tokens(
+    price: Price | None,
+    input_tokens: int,
+    max_output_tokens: int | None,
+    states: Iterable[tuple[Budget, BalanceState]],
+    grants: Sequence[GrantState],
+) -> int | None:
+    """Return the most output tokens that the budgets which guard streams can bear, next to what other calls hold.
+
+    `states` are the call's budgets before its own hold, `grants` the user's active ones. None where none of them is in
+    the way of what the call may generate; a model without a price cannot be guarded in US dollars.
+    """
+    least = MOST_GUARDED_TOKENS if max_output_tokens is None else max_output_tokens
+    guarded = None
+    for budget, balance in states:
+        if not (budget.guard_streams and binds(budget)):
+            continue
+        if budget.counts_tokens:
+            bearable = budget.limit - balance.spent_tokens - balance.held_tokens - input_tokens
+        elif price is None:
+            continue
+        else:
+            room = max(0, budget.limit - balance.spent_nanos - balance.held_nanos)
+            if budget.scope.kind is ScopeKind.USER:
+                room += sum(grant.free_nanos for grant in grants)
+            bearable = pricing.affordable_output_tokens(price, input_tokens, least, room)
+        if bearable < least:
+            guarded = least = max(0, bearable)
+    return guarded
 
 
 def _budget_denial(

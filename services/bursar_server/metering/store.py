@@ -66,7 +66,7 @@ INSERT_AUDIT_EVENTS = "INSERT INTO audit_events SELECT * FROM json_populate_reco
 _BUDGET_COLUMNS = """tenant_id, budget_id, name, scope_kind, group_id, user_id, api_key_id, tag_key, tag_value, period,
     anchor_day, timezone, limit_nanos, limit_tokens, soft_limit_pct, alert_thresholds_pct, enforcement, admission,
     max_wait_ms, fit_output, shadow, on_lease_expiry, enabled, managed_by, owners, reason, definition_revision, version,
-    create_time, update_time, on_unreachable"""
+    create_time, update_time, on_unreachable, guard_streams"""
 
 
 def rate_rows(windows: Iterable[tuple[RateKey, int]]) -> str:
@@ -219,7 +219,7 @@ def budget_of(row: Row) -> Budget:
         row[0], row[1], row[2], scope, PeriodKind(row[9]), row[10], row[11], row[12], row[13], row[14], tuple(row[15]),
         Enforcement(row[16]), Admission(row[17]), row[18], row[19], row[20], LeaseExpiry(row[21]), row[22],
         ManagedBy(row[23]), tuple(row[24]), row[25], row[26], row[27], row[28], row[29],
-        OnUnreachable(row[30]),
+        OnUnreachable(row[30]), row[31],
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ budgets = Table(
     required("update_time", Instant),
     optional("delete_time", Instant),
     required("on_unreachable", Text, "'SIDECAR'"),
+    required("guard_streams", Boolean, "FALSE"),
     PrimaryKeyConstraint("tenant_id", "budget_id"),
     CheckConstraint("(limit_nanos IS NULL) <> (limit_tokens IS NULL)", name="one_limit"),
     Index("ix_budgets_budget_id", "budget_id"),
