@@ -18,6 +18,7 @@ from support.stack import (
     SIDECAR,
     Child,
     ControlPlane,
+    bursar,
     call,
     control_plane,
     environment,
@@ -39,7 +40,7 @@ class Installation:
     def __init__(self, stack: ExitStack, database_url: str) -> None:
         self.folder = stack.enter_context(scratch_folder())
         self._stack = stack
-        self._environ = environment(
+        self.environ = environment(
             BURSAR_DATABASE_URL=database_url,
             BURSAR_DATA_DIR=str(self.folder / "data"),
             BURSAR_SWEEP_DELAY_MS="0",
@@ -53,14 +54,14 @@ class Installation:
         self.sidecar = stack.enter_context(started(SIDECAR, environment(**settings), self.folder)).url
 
     def _started(self) -> tuple[ControlPlane, Child]:
-        child = self._stack.enter_context(started(SERVE, self._environ, self.folder))
+        child = self._stack.enter_context(started(SERVE, self.environ, self.folder))
         return control_plane(child, self.folder / "data"), child
 
     def goes_away(self) -> None:
         self._child.kill()
 
     def comes_back(self) -> None:
-        self._environ["BURSAR_LISTEN"] = str(self._child.ready["listen"])
+        self.environ["BURSAR_LISTEN"] = str(self._child.ready["listen"])
         self.plane, self._child = self._started()
         wait_for(lambda: sidecar_count(self.sidecar, "control_plane_reachable") == 1)
         wait_for(lambda: sidecar_count(self.sidecar, "outbox_depth") == 0)
@@ -144,5 +145,7 @@ def test_an_outage_from_end_to_end(installation: Installation) -> None:
         [event] = installation.events("DEGRADED_DENY", who)
         assert (event["details"]["policy"], event["details"]["calls"]) == (policy, calls)
     assert installation.events("DEGRADED_DENY", bob) == []
+    proof = bursar("verify", environ=installation.environ)
+    assert proof.returncode == 0, proof.stdout
     # Everything is as before: the budgets decide again.
     assert [installation.call(key).status for key in (her_key, his_key, third_key)] == [200, 402, 200]
