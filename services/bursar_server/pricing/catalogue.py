@@ -13,33 +13,22 @@ from uuid import UUID
 from bursar_server.kit.ids import PLATFORM_TENANT_ID
 from bursar_server.pricing.model import Price, PriceSource, PriceTier, Rates
 from bursar_server.pricing.patterns import globs_of
-from bursar_server.pricing.rules import glob_matches
+from bursar_server.pricing.rules import PREPAID_TIERS, glob_matches
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, PriceVariant, Provider, TieredPrices
 
 # Goes up when the same data gives other rows: the rows are made anew at the next start.
-CONVERSION = 1
+CONVERSION = 2
 
 # When a price counts that the data gives no date for.
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 
-# The data's names of providers, and the names that calls carry.
+# The data's names of providers where calls carry others; the rest go by the data's own name.
 PROVIDERS: Mapping[str, tuple[str, ...]] = {
-    "openai": ("openai",),
-    "anthropic": ("anthropic",),
     "google": ("gemini", "vertex"),
     "aws": ("bedrock",),
-    "azure": ("azure",),
-    "mistral": ("mistral",),
-    "groq": ("groq",),
-    "deepseek": ("deepseek",),
     "x-ai": ("xai",),
-    "cohere": ("cohere",),
-    "openrouter": ("openrouter",),
-    "together": ("together",),
-    "cerebras": ("cerebras",),
-    "perplexity": ("perplexity",),
 }
 _HUGGINGFACE = "huggingface_"
 
@@ -125,13 +114,19 @@ def convert(providers: Sequence["Provider"]) -> Catalogue:
                 for model in other.models:
                     rows += _rows_of_model(other.id, name, model, seen, [], own)
             left_out += [problem for problem in problems if problem not in left_out]
-    # Models that run on one's own machine: nobody sends a bill for their tokens.
-    rows.append(CatalogueRow("ollama", "*", "", ALWAYS, {"input": 0, "output": 0}, ()))
+    # Models that run on one's own machine, and capacity that was paid for beforehand: nobody sends a bill for the tokens.
+    free = [("ollama", "*", ""), ("bedrock", "*:provisioned-model/*", "")]
+    free += [("", "*", tier) for tier in sorted(PREPAID_TIERS)]
+    rows += [CatalogueRow(*each, ALWAYS, {"input": 0, "output": 0}, ()) for each in free]
     return Catalogue(rows, left_out)
 
 
 def _names_of(provider_id: str) -> tuple[str, ...]:
-    return ("huggingface",) if provider_id.startswith(_HUGGINGFACE) else PROVIDERS.get(provider_id, ())
+    return (
+        ("huggingface",)
+        if provider_id.startswith(_HUGGINGFACE)
+        else PROVIDERS.get(provider_id, (provider_id,))
+    )
 
 
 def _rows_of_model(
@@ -143,6 +138,9 @@ def _rows_of_model(
     if home.startswith(_HUGGINGFACE):
         # The router is told which of its providers serves after a colon.
         globs = [f"{glob}:{home.removeprefix(_HUGGINGFACE)}" for glob in globs]
+    if name == "bedrock" and model.id.endswith("-1:0"):
+        # Bedrock's other address, for APIs compatible with OpenAI's, has the same models without their version.
+        globs.append("*" + model.id.removesuffix("-1:0"))
     if name == "gemini":
         # The data's `google` is Vertex AI too, which also serves other makers' models.
         globs = [glob for glob in globs if "claude" not in glob]

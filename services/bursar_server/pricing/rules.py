@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 from uuid import UUID
 
@@ -22,6 +22,22 @@ MAX_OUTPUT_TOKENS = 1_000_000_000
 MAX_TOKEN_RATE = 10**14
 MAX_PIECE_RATE = 10**18
 _PIECES = frozenset({"request", "image", "web_search"})
+
+# What providers call the service that has no name elsewhere, and what others call theirs.
+_TIER_NAMES = {
+    "default": "",
+    "standard": "",
+    "standard_only": "",
+    "auto": "",
+    "on_demand": "",
+    "traffic_type_unspecified": "",
+    "on_demand_flex": "flex",
+    "on_demand_priority": "priority",
+}
+# Capacity that was bought beforehand: its tokens are on no bill, and only a row that names it is about it.
+PREPAID_TIERS = frozenset({"provisioned_throughput", "reserved", "scale"})
+
+_NAMED_BY_PATHS = frozenset({"gemini", "vertex", "bedrock"})
 
 _STRENGTH = {PriceSource.CATALOGUE: 0, PriceSource.PLATFORM: 1, PriceSource.TENANT: 2}
 
@@ -91,12 +107,27 @@ def literals_of(pattern: str) -> int:
     return len(pattern) - pattern.count("*") - pattern.count("?")
 
 
+def tier_of(service_tier: str) -> str:
+    """Return the service tier that a provider's name for it stands for, in lower case; empty is the standard one."""
+    named = service_tier.lower()
+    return _TIER_NAMES.get(named, named)
+
+
+def names_of(provider: str, model: str) -> tuple[str, ...]:
+    """Return the names by which a model's prices are found: where a provider names it by a path, the path's end as well.
+
+    `publishers/google/models/gemini-2.5-flash`, `google/gemini-2.5-flash` and the ARN of an inference profile are such.
+    """
+    end = model.rpartition("/")[2] if provider.lower() in _NAMED_BY_PATHS else model
+    return (model,) if end in ("", model) else (model, end)
+
+
 def pick(prices: Iterable[Price], provider: str, model: str, service_tier: str, at: datetime) -> Price | None:
     """Return the price that counts for a call that starts `at`, or None (S15).
 
     Tenant rows win over platform rows, these over the catalogue; within those a row that names the provider, then one
     that names the service tier, then the pattern with most literal characters, then the newest effective date. A tier
-    without a row of its own is charged by rows that name none. Upper and lower case are the same. Of rows equal in all
+    without a row of its own is charged by rows that name none, but for capacity bought beforehand (PREPAID_TIERS). Upper and lower case are the same. Of rows equal in all
     that, the one made last counts. `prices` holds no tenant's rows but the call's own.
     """
     return PriceIndex(prices).pick(provider, model, service_tier, at)
@@ -124,22 +155,23 @@ class PriceIndex:
 
     def pick(self, provider: str, model: str, service_tier: str, at: datetime) -> Price | None:
         """Return the price that counts, or None: what `pick` says of the same prices."""
-        provider, model, service_tier = provider.lower(), model.lower(), service_tier.lower()
+        provider, model, tier = provider.lower(), model.lower(), tier_of(service_tier)
+        tiers = (tier,) if tier in PREPAID_TIERS else ("", tier)
         best: tuple[_Rank, Price] | None = None
         for rank, price in self._candidates(provider, model):
-            if price.effective_time > at or price.service_tier.lower() not in ("", service_tier):
+            if price.effective_time > at or tier_of(price.service_tier) not in tiers:
                 continue
             if best is None or rank > best[0]:
                 best = (rank, price)
         return best[1] if best else None
 
     def _candidates(self, provider: str, model: str) -> Iterable[tuple[_Rank, Price]]:
-        for named in {provider, ""}:
-            yield from self._exact.get((named, model), ())
+        for named, name in product({provider, ""}, names_of(provider, model)):
+            yield from self._exact.get((named, name), ())
             by_prefix = self._globs.get(named, {})
             for length in self._lengths.get(named, ()):
-                for pattern, rank, price in by_prefix.get(model[:length], ()):
-                    if glob_matches(pattern, model):
+                for pattern, rank, price in by_prefix.get(name[:length], ()):
+                    if glob_matches(pattern, name):
                         yield rank, price
 
 
@@ -147,7 +179,7 @@ def _rank(price: Price) -> _Rank:
     return (
         _STRENGTH[price.source],
         price.provider != "",
-        price.service_tier != "",
+        tier_of(price.service_tier) != "",
         literals_of(price.model_pattern),
         price.effective_time,
         price.create_time,

@@ -137,7 +137,9 @@ class PricingService:
         tenant = await self._tenants.resolve(conn, caller, tenant_ref)
         provider, model = provider.strip().lower(), model.strip()
         instant = at or await database_now(conn)
-        found = await store.candidates(conn, tenant.tenant_id, provider, model, instant)
+        found = await store.candidates(
+            conn, tenant.tenant_id, provider, rules.names_of(provider, model), instant
+        )
         price = rules.pick(found, provider, model, service_tier.strip(), instant)
         if price is None:
             raise BursarError(

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, bindparam, case, func, literal, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Row, bindparam, case, func, literal, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from bursar_server.db.connection import Connection
@@ -111,15 +111,15 @@ def position_of(price: Price) -> Position:
 
 
 async def candidates(
-    conn: Connection, tenant_id: UUID, provider: str, model: str, at: datetime
+    conn: Connection, tenant_id: UUID, provider: str, models: Collection[str], at: datetime
 ) -> list[Price]:
-    """Return the prices of a tenant and of the platform that could count for a call."""
+    """Return the prices of a tenant and of the platform that could count for a call of a model by any of its names."""
     query = select(prices).where(
         prices.c.delete_time.is_(None),
         prices.c.tenant_id.in_([tenant_id, PLATFORM_TENANT_ID]),
         prices.c.provider.in_(["", provider]),
         prices.c.effective_time <= at,
-        _matches(model),
+        or_(*map(_matches, models)),
     )
     return [_price(row) for row in await conn.execute(query)]
 
