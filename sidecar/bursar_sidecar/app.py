@@ -13,6 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from aiohttp import web
 
+from bursar_sidecar.background import Background
 from bursar_sidecar.channel import Channel
 from bursar_sidecar.clock import Clock, SystemClock
 from bursar_sidecar.config import Config
@@ -83,10 +84,12 @@ class Sidecar:
             open_calls_max=config.open_calls_max,
             deduct_wait_s=config.deduct_wait_ms / 1000,
         )
+        self._background = Background(self.gate, clock)
         self._session = _session(config)
         terms = Terms(
             session=self._session,
             gate=self.gate,
+            background=self._background,
             clock=clock,
             counts=self.counts,
             logger=logger,
@@ -130,6 +133,7 @@ class Sidecar:
     async def stop(self) -> None:
         """Take no more calls, let open ones finish for a bounded time, and leave the rest to the outbox."""
         self.gate.stopping = True
+        self._background.stop()
         self.outbox.stopping()
         if self._listener is not None:
             self._listener.close()
@@ -189,6 +193,7 @@ class Sidecar:
             try:
                 self._proxy.tick()
                 self.gate.tick()
+                self._background.tick()
                 if ticks % _FLUSH_EVERY_TICKS == 0:
                     self.outbox.flush()
             except Exception:

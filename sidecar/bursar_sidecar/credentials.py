@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote_plus
@@ -18,6 +19,8 @@ CREDENTIAL_HEADERS = (_AUTHORIZATION, istr("x-api-key"), istr("x-goog-api-key"),
 #: What goes with a signature of AWS's. One made for the sidecar's address is no credential at the provider's.
 _SIGNATURE_HEADERS = (istr("x-amz-date"), istr("x-amz-security-token"), istr("x-amz-content-sha256"))
 _SIGNATURE = "AWS4-"
+#: AWS's SDKs send a bearer token over TLS alone, but an access key id to any address: it may be a Bursar key.
+_ACCESS_KEY = re.compile(r"AWS4-HMAC-SHA256 Credential=([^/,\s]+)/")
 
 
 class Caller(NamedTuple):
@@ -72,6 +75,9 @@ def has_credentials(headers: CIMultiDict[str], query: str) -> bool:
 
 def _key_in(value: str, *, bearer: bool) -> str | None:
     value = value.strip()
+    signed = _ACCESS_KEY.match(value) if bearer else None
+    if signed is not None:
+        return signed.group(1) if _is_key(signed.group(1)) else None
     if bearer or value[:7].lower() == "bearer ":
         scheme, _, value = value.partition(" ")
         if scheme.lower() != "bearer":

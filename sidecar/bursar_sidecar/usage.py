@@ -22,7 +22,7 @@ class Findings:
 
     `usage` is the main model's, `others` are further models billed by the same answer. `final` says that the figures
     cover the whole answer (streams report interim ones too); `input_unknown`, that they say nothing of the input.
-    `deferred`: the provider has only queued the work.
+    `deferred`: the provider has only queued the work, which it calls `work_id`.
     """
 
     model: str = ""
@@ -38,6 +38,7 @@ class Findings:
     cancelled: bool = False
     finished: bool = False
     deferred: bool = False
+    work_id: str = ""
     sample: list[str] = field(default_factory=list)
 
     def say(self, *texts: str) -> None:
@@ -122,7 +123,8 @@ def settle(call: ApiCall, status: int, found: Findings, complete: bool, outcome:
     """
     outcome = outcome or _outcome(status, found, complete)
     if not call.metered or found.deferred:
-        return Metered((), False, found.provider_cost_usd, outcome)
+        work_id = found.work_id if found.deferred else ""
+        return Metered((), False, found.provider_cost_usd, outcome, work_id)
     answered = 200 <= status < 300 and outcome is not Outcome.FAILED
     if found.usage is None and not answered and not found.text_bytes:
         return Metered((), False, found.provider_cost_usd, outcome)

@@ -29,6 +29,15 @@ def given(*pairs: tuple[str, str]) -> CIMultiDictProxy[str]:
         ([], f"%6bey={KEY.replace('_', '%5F')}"),
         ([("Authorization", "Bearer sk-other"), ("x-api-key", KEY)], ""),
         ([("Authorization", "Basic abc"), ("Authorization", f"Bearer {KEY}")], ""),
+        (
+            [
+                (
+                    "Authorization",
+                    f"AWS4-HMAC-SHA256 Credential={KEY}/20260304/us-east-1/bedrock/aws4_request, x",
+                )
+            ],
+            "",
+        ),
     ],
 )
 def test_a_key_is_found_wherever_sdks_put_it(headers: list[tuple[str, str]], query: str) -> None:
@@ -39,6 +48,11 @@ def test_a_key_is_found_wherever_sdks_put_it(headers: list[tuple[str, str]], que
     assert caller.key_sha256 == sha256_hex(KEY)
 
 
+def test_a_signature_for_the_sidecars_address_is_no_credential_at_the_providers() -> None:
+    headers = CIMultiDict({"Authorization": "AWS4-HMAC-SHA256 Credential=AKID/x, Signature=1"})
+    assert not has_credentials(headers, "")
+
+
 @pytest.mark.parametrize(
     ("headers", "query"),
     [
@@ -46,6 +60,7 @@ def test_a_key_is_found_wherever_sdks_put_it(headers: list[tuple[str, str]], que
         ([("Authorization", "Bearer sk-proj-1")], ""),
         ([("Authorization", KEY)], ""),
         ([("Authorization", f"Basic {KEY}")], ""),
+        ([("Authorization", f"AWS4-HMAC-SHA256 Credential=AKID/{KEY}/us-east-1/bedrock/aws4_request")], ""),
         ([("x-api-key", "bur_" + "x" * 300)], ""),
         ([("x-other", KEY)], "nokey=bur_x&monkey=bur_y"),
     ],
@@ -64,6 +79,8 @@ def test_every_credential_is_removed() -> None:
             ("X-API-KEY", "y"),
             ("x-goog-api-key", "z"),
             ("Api-Key", "w"),
+            ("X-Amz-Date", "20260304T050607Z"),
+            ("X-Amz-Security-Token", "v"),
             ("Accept", "a"),
         ]
     )

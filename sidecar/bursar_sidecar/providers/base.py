@@ -66,13 +66,16 @@ class Metered:
     """What an answer, as far as it has come, says it consumed.
 
     `items` is empty where no usage is known. `provider_cost_usd` is the provider's own figure, the decimal text as it
-    wrote it. `outcome` is as far as the body tells.
+    wrote it. `outcome` is as far as the body tells. `work_id` names work that goes on in the background; `ended` is what
+    it consumed, on an answer that says that it is over.
     """
 
     items: tuple[UsageItem, ...]
     estimated: bool
     provider_cost_usd: str | None
     outcome: Outcome
+    work_id: str = ""
+    ended: Metered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class ApiCall:
     `metered`: an answer is expected to carry usage (generation, embeddings); any other path is a call without usage.
     `model` is "" when unknown. `body` is what goes upstream: byte for byte the app's, but for removed tags and an
     inserted `include_usage`. `user` is OpenAI's field of that name. `fits_output`: `with_output_limit` can lower what
-    the model may generate.
+    the model may generate. `work_id` names the work in the background that the call asks about.
     """
 
     api: str
@@ -96,6 +99,7 @@ class ApiCall:
     body: bytes = b""
     usage_inserted: bool = False
     fits_output: bool = False
+    work_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

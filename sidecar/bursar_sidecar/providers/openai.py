@@ -11,7 +11,7 @@ import orjson
 from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
 from bursar_sidecar.providers.openai_chat import CHAT, ChatStream
 from bursar_sidecar.providers.openai_media import MEDIA, MediaStream
-from bursar_sidecar.providers.openai_responses import RESPONSE, ResponseStream
+from bursar_sidecar.providers.openai_responses import RESPONSE, ReadAgain, ResponseStream
 from bursar_sidecar.providers.output_limit import lowered
 from bursar_sidecar.providers.readers import document, reader_for
 from bursar_sidecar.providers.request import Request, positive
@@ -24,6 +24,7 @@ EMBEDDINGS = "openai.embeddings"
 IMAGES = "openai.images"
 TRANSCRIPTIONS = "openai.audio_transcriptions"
 SPEECH = "openai.audio_speech"
+READ_AGAIN = "openai.responses_read"
 OTHER = "openai.other"
 
 #: What a legacy completion is limited to when the request sets no `max_tokens` (API reference).
@@ -54,6 +55,9 @@ _APIS = (
     ("/audio/speech", SPEECH),
 )
 
+#: Reading a response by its id, and stopping it.
+_RESPONSE = re.compile(r"/responses/([^/]+)(/cancel)?$")
+
 _MEDIA = (IMAGES, TRANSCRIPTIONS, SPEECH)
 
 #: Azure's name of a model, where the request itself names none.
@@ -81,6 +85,11 @@ class OpenAI:
     def open(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> ApiCall:  # noqa: ARG002
         """Read a request. Only creating is metered: reading a response again repeats a usage already billed."""
         api = _api(method, path)
+        work = _RESPONSE.search(path) if api is OTHER else None
+        if work is not None and method == ("POST" if work.group(2) else "GET"):
+            return ApiCall(
+                READ_AGAIN, False, "", "stream=true" in query, 0, None, body=body, work_id=work.group(1)
+            )
         metered = api is not OTHER
         request = Request(body)
         asked = request.document
@@ -122,6 +131,8 @@ class OpenAI:
         headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
     ) -> Reader:
         """Return a fresh reader for the answer to `call`."""
+        if call.api == READ_AGAIN:
+            return ReadAgain(call, status, content_type)
         if call.api in _MEDIA:
             return reader_for(call, status, content_type, MEDIA, MediaStream)
         if call.api == RESPONSES:

@@ -240,8 +240,8 @@ class UndecidedReader:
         return self._chosen.held if self._chosen is not None else self._first
 
     def metered(self, outcome: Outcome | None = None) -> Metered:
-        """Return what the chosen reader found."""
-        return self._choose().metered(outcome)
+        """Return what the chosen reader found; before there is one, that nothing worth reading has come."""
+        return (self._chosen or self._json_reader()).metered(outcome)
 
     def _choose(self) -> Reader:
         if self._chosen is None:
