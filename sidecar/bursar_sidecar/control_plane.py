@@ -183,14 +183,15 @@ class ControlPlane:
         await self._call("ReleaseHold", request.SerializeToString(), self._timeout_s)
 
     async def _call(self, method: str, body: bytes, timeout_s: float) -> bytes:
+        started = self._clock.monotonic()
         for _ in range(2):
             try:
                 answer = await self._channel.post(
                     _SERVICE + method, self._header_lines(timeout_s), body, timeout_s
                 )
             except (NotSentError, BrokenError) as error:
-                self._failed(str(error))
                 seen, late = isinstance(error, BrokenError), isinstance(error, LateError)
+                self._failed(str(error), started)
                 raise UnreachableError(str(error), seen, late) from error
             if answer.status == 200 and answer.content_type == "application/proto":
                 self._succeeded()
@@ -198,9 +199,9 @@ class ControlPlane:
             code, message = _connect_error(answer.status, answer.content_type, answer.body)
             if code != "unauthenticated" or not self._token.refresh():
                 break
-        raise self._refusal(method, code, message)
+        raise self._refusal(method, code, message, started)
 
-    def _refusal(self, method: str, code: str, message: str) -> Exception:
+    def _refusal(self, method: str, code: str, message: str, started: float) -> Exception:
         self._counts.control_plane_errors += 1
         if code in _TOKEN_CODES:
             if not self.token_refused:
@@ -211,7 +212,7 @@ class ControlPlane:
             self._answered_at = self._clock.monotonic()
             return TokenRefusedError(message)
         if code in _PASSING or code not in _CODES:
-            self._failed(f"{code}: {message}")
+            self._failed(f"{code}: {message}", started)
             return UnreachableError(f"{code}: {message}", seen=True)
         self._answered_at = self._clock.monotonic()
         self._logger.error(
@@ -239,9 +240,12 @@ class ControlPlane:
             self._logger.warning("the control plane answers again")
             self.on_return()
 
-    def _failed(self, why: str) -> None:
+    def _failed(self, why: str, started: float) -> None:
         self._counts.control_plane_errors += 1
-        self._probe_at = self._clock.monotonic() + _PROBE_EVERY_S
+        now = self._clock.monotonic()
+        # Who tries whether something that hangs is back waits for long. No call does: that is left to `renew`.
+        hangs = now - started > _PROBE_EVERY_S
+        self._probe_at = float("inf") if hangs else now + _PROBE_EVERY_S
         if not self.failing:
             self.failing = True
             self._logger.warning("the control plane cannot be asked", extra={"fields": {"detail": why}})

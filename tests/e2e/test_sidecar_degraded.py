@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -232,6 +233,37 @@ async def test_a_database_that_is_away_counts_too(
         await until(lambda: len(plane.service.refused) == 1)
     assert [record.degraded for record in plane.service.records.values()] == [0, LAST_KNOWN_GOOD]
     assert plane.service.refused[0].refused.calls == 1
+
+
+async def test_a_control_plane_that_hangs_makes_nobody_wait_but_the_first(
+    plane: Served, upstream: OddUpstream, tmp_path: Path
+) -> None:
+    """It takes connections and says nothing: one call finds out, those after it are decided at once."""
+
+    async def says_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        silent.append(writer)
+
+    silent: list[asyncio.StreamWriter] = []
+    settings = settings_of(plane, upstream, tmp_path, "LAST_KNOWN_GOOD")
+    settings |= {"BURSAR_CHECK_TIMEOUT_MS": "1000", "BURSAR_DEDUCT_WAIT_MS": "0"}
+    async with running_sidecar(settings) as sidecar:
+        assert await status_of(sidecar) == 200
+        await plane.vanish()
+        server = await asyncio.start_server(says_nothing, "127.0.0.1", plane.port)
+        assert await status_of(sidecar) == 200
+        for _ in range(5):
+            await asyncio.sleep(0.3)
+            started = time.monotonic()
+            assert await status_of(sidecar) == 200
+            assert time.monotonic() - started < 0.7
+        server.close()
+        for writer in silent:
+            writer.transport.abort()
+        await server.wait_closed()
+        await plane.come_back()
+        await until(lambda: len(plane.service.records) == 7, 10)
+        await until(lambda: sidecar.sidecar.control_plane.reachable)
+    assert len(degraded(plane)) == 6
 
 
 async def test_what_was_decided_survives_a_kill(plane: Served, upstream: OddUpstream, tmp_path: Path) -> None:
