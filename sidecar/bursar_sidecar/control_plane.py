@@ -126,6 +126,11 @@ class ControlPlane:
         return fresh and not self.failing and not self.token_refused
 
     @property
+    def hangs(self) -> bool:
+        """Whether it fails by not answering: whoever asks it waits in vain."""
+        return self.failing and self._probe_at == float("inf")
+
+    @property
     def idle_s(self) -> float:
         """Seconds since it answered last; infinite before it ever did."""
         return float("inf") if self._answered_at is None else self._clock.monotonic() - self._answered_at

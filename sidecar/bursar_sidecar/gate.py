@@ -299,7 +299,7 @@ class Gate:
 
     async def _send_deducts(self, items: Sequence[tuple[bytes, bytes]]) -> Sequence[DeductResponse | None]:
         self._outbox.deducts(items)
-        if self._replayer.stuck:
+        if self._replayer.stuck or self._control_plane.hangs:
             self._replayer.add(raw_id for raw_id, _ in items)
             return [None] * len(items)
         try:
