@@ -24,6 +24,7 @@ from bursar_sidecar.gate import Gate, OpenCall
 from bursar_sidecar.money import usd_text
 from bursar_sidecar.outbox import OutboxWriteError
 from bursar_sidecar.providers.base import ApiCall, Dialect, Metered, Outcome, Problem, Reader
+from bursar_sidecar.stream_guard import error_event, outgrown
 from bursar_sidecar.telemetry import Counts
 from bursar_sidecar.watch import Limits, Stop, Watch
 
@@ -84,6 +85,7 @@ class Exchange:
         "_reader",
         "_request",
         "_response",
+        "_spent",
         "_terms",
         "_upstream",
         "watch",
@@ -98,6 +100,7 @@ class Exchange:
         self._reader: Reader | None = None
         self._decoder: Decoder | None = None
         self._response: web.StreamResponse | None = None
+        self._spent = False  # the stream brought more than its budget bears
         self._upstream: aiohttp.ClientResponse | None = None
         self.watch = Watch(request, terms.limits, terms.clock, terms.counts)
 
@@ -116,7 +119,9 @@ class Exchange:
             problem = await self._send()
             return self._refuse(problem) if problem is not None else await self._answer()
         finally:
-            if not call.closed and not self._kept:  # it is stopping, or has a defect: charge what is known
+            if (
+                not call.closed and not self._kept
+            ):  # the sidecar is stopping, or a defect: charge what is known
                 gate.settle(call, self._read_so_far().metered(Outcome.PARTIAL))
             if self._upstream is not None and not self._upstream.content.at_eof():
                 self._upstream.close()
@@ -139,6 +144,9 @@ class Exchange:
                 allow_redirects=False,
                 proxy=terms.proxies.get(forward.origin),
             )
+            if self._upstream.status < 200:  # another protocol, which nobody asked for
+                self._upstream.close()
+                raise aiohttp.ServerDisconnectedError
         except asyncio.CancelledError:
             if not self.watch.interrupted():
                 raise
@@ -188,10 +196,12 @@ class Exchange:
         reader = self._reader  # another one, where the answer turned out not to be what its coding says
         self.watch.end()
         gone = self.watch.gone
-        metered = reader.metered(Outcome.CANCELLED if gone else None)
+        metered = reader.metered(Outcome.CANCELLED if gone else Outcome.PARTIAL if self._spent else None)
         charged = await self._charged(metered)
         if gone:
             return self._response or web.Response()
+        if self._spent:
+            return await self._cut_short()
         if whole or (streams and reader.complete):
             return await self._finish(reader, charged, streams)
         return self._broken_off()
@@ -210,8 +220,9 @@ class Exchange:
     async def _relay(self, upstream: aiohttp.ClientResponse, reader: Reader, streams: bool) -> bool:
         """Pass on what comes until the end; return whether the end came."""
         content, watch = upstream.content, self.watch
+        guard = self._call.guard_output_tokens if self._forward.asked.stream else None
         try:
-            if streams:
+            if streams and self._decoder is None:
                 await self._begin(keep_length=False)
             while chunk := await content.readany():
                 watch.progress()
@@ -223,6 +234,10 @@ class Exchange:
                         await self._pass(passed)
                 else:
                     reader = await self._decoded(self._decoder, chunk, reader)
+                if guard is not None and outgrown(reader, guard):
+                    self._spent = True
+                    upstream.close()
+                    return False
                 if streams and reader.complete:
                     watch.progress(_END_WAIT_S)
                 if content.at_eof():
@@ -318,6 +333,17 @@ class Exchange:
             if charged.HasField("remaining_nanos"):
                 headers[header.REMAINING_USD] = usd_text(charged.remaining_nanos)
         return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=held)
+
+    async def _cut_short(self) -> web.StreamResponse:
+        """Tell the app that its budget is spent; what it has received is charged."""
+        assert self._upstream is not None  # noqa: S101
+        self._terms.counts.streams_ended += 1
+        kind = self._upstream.headers.get(header.CONTENT_TYPE, "")
+        event = error_event(self._forward.dialect, self._forward.asked, denial.spent_on_the_way(), kind)
+        if not event or self._response is None:
+            return self._broken_off()
+        await self._pass(event)
+        return self._response
 
     def _broken_off(self) -> web.StreamResponse:
         """Let the app see that the answer broke off: an error where nothing was sent yet, else a cut connection."""

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LOGGER = "bursar_sidecar"
+_FOREIGN_MESSAGE_MAX = 200
 
 _Value = int | float
 
@@ -120,14 +122,17 @@ def _escaped(text: str) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and the fields given as `extra={"fields": …}`."""
+    """One JSON object a line: time, level, message, and the fields given as `extra={"fields": …}`.
+
+    Of a library's message the beginning of the first line only: what follows shows values.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; of an exception its type and where it was raised, never its text or values."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
-            "message": record.getMessage(),
+            "message": _own_words(record),
         }
         fields = getattr(record, "fields", None)
         if isinstance(fields, Mapping):
@@ -136,6 +141,13 @@ class JsonLines(logging.Formatter):
             line["error"] = record.exc_info[0].__name__
             line["at"] = _places(record.exc_info[2])
         return json.dumps(line, default=str)
+
+
+def _own_words(record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    if record.name.partition(".")[0] == _LOGGER:
+        return message
+    return message.partition("\n")[0][:_FOREIGN_MESSAGE_MAX]
 
 
 def _places(traceback: TracebackType | None) -> list[str]:
@@ -159,10 +171,13 @@ class WithoutDetail(logging.Filter):
 
 
 def start_logging(level: str) -> logging.Logger:
-    """Send the sidecar's logs to stderr as JSON lines; return its logger."""
+    """Send the sidecar's logs, and libraries' warnings, to stderr as JSON lines; return the sidecar's logger."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logger = logging.getLogger("bursar_sidecar")
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logger = logging.getLogger(_LOGGER)
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level)
