@@ -378,3 +378,17 @@ async def test_new_data_adds_rows_and_rewrites_none(
         unit_of_work, "SELECT action, details FROM audit_events WHERE action = 'import_price_catalogue'"
     )
     assert [(event.details["added"], event.details["ended"]) for event in events] == [(3, 0), (1, 1), (1, 0)]
+
+
+async def test_a_price_can_be_the_cost_that_the_provider_reports(prices: PricingRpc) -> None:
+    """S15: chosen for an upstream by its name; it says nothing else, and LookupPrice says when it counts."""
+    await create(prices)
+    alone: dict[str, Any] = {"input_usd_per_million": None, "output_usd_per_million": None}
+    made = await create(prices, model_pattern="*", provider="openai", provider_cost_factor=1.055, **alone)
+    assert (made.provider_cost_factor, made.HasField("input_usd_per_million")) == (1.055, False)
+    assert await lookup(prices, "gpt-4o", provider_cost_reported=True) == made
+    assert (await lookup(prices, "gpt-4o")).model_pattern == "gpt-4o*"
+    for factor, more in ((1.0, {"input_usd_per_million": 1.0}), (100.000001, {}), (0.0000001, {})):
+        with pytest.raises(BursarError) as refused:
+            await create(prices, **(alone | {"provider_cost_factor": factor} | more))
+        assert refused.value.reason is Reason.INVALID_FIELD

@@ -241,3 +241,21 @@ def test_no_usage_within_the_bound_costs_more_than_the_bound(
 def test_only_a_price_of_nothing_at_all_is_free(price: Price, free: bool) -> None:
     """S10: a model priced at 0 always passes."""
     assert is_free(price) is free
+
+
+# -- what the provider says itself ------------------------------------------------------------------
+
+
+def test_a_price_can_be_what_the_provider_reports() -> None:
+    """S15: to the nano, whatever the tokens; times the price's factor; as the other part."""
+    a = a_price(provider_cost=1_000_000)
+    usage = Usage(input_tokens=1000, output_tokens=1000)
+    assert call_cost([(usage, a)], 105_200) == CallCost(0, 0, 105_200)
+    assert call_cost([(usage, a), (usage, a)], 105_201) == CallCost(0, 0, 105_201)
+    assert call_cost([(usage, a_price(provider_cost=1_055_000))], 1_001) == CallCost(0, 0, 1_056)
+    assert call_cost([(usage, a)]) == CallCost(0, 0, 0)
+    assert call_cost([], 5) == CallCost(0, 0, 0)
+
+
+def test_a_reported_cost_is_only_kept_where_the_price_is_another() -> None:
+    assert call_cost([(Usage(input_tokens=3), a_price(input=1_000_000))], 105_200) == CallCost(3, 0, 0)

@@ -141,3 +141,12 @@ def test_one_of_thousands_of_rows_is_found_in_far_less_than_a_millisecond() -> N
         assert index.pick("p1", "other-1234", "batch", DAY) is None
         assert index.pick("p1", "model-3601-x", "", DAY) is not None
     assert (time.perf_counter() - started) / 200 < 0.001
+
+
+def test_a_price_that_is_the_providers_own_counts_only_where_the_provider_says_one() -> None:
+    """S15: calls without such a report are charged by the other prices."""
+    theirs = a_price("*", source=PriceSource.PLATFORM, provider_cost=1_000_000)
+    ours = a_price("m", input=5, number=2)
+    assert pick([theirs, ours], "openrouter", "m", "", DAY, True) is theirs
+    assert pick([theirs, ours], "openrouter", "m", "", DAY) is ours
+    assert pick([theirs], "openrouter", "m", "", DAY) is None

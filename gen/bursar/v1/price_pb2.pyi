@@ -22,7 +22,7 @@ PRICE_SOURCE_PLATFORM: PriceSource
 PRICE_SOURCE_CATALOGUE: PriceSource
 
 class Price(_message.Message):
-    __slots__ = ("price_id", "tenant_id", "model_pattern", "provider", "service_tier", "input_usd_per_million", "output_usd_per_million", "cache_read_usd_per_million", "cache_write_usd_per_million", "cache_write_1h_usd_per_million", "input_audio_usd_per_million", "output_audio_usd_per_million", "input_image_usd_per_million", "output_image_usd_per_million", "request_usd", "image_usd", "web_search_usd", "tiers", "max_output_tokens", "effective_time", "source", "create_time", "update_time", "version")
+    __slots__ = ("price_id", "tenant_id", "model_pattern", "provider", "service_tier", "input_usd_per_million", "output_usd_per_million", "cache_read_usd_per_million", "cache_write_usd_per_million", "cache_write_1h_usd_per_million", "input_audio_usd_per_million", "output_audio_usd_per_million", "input_image_usd_per_million", "output_image_usd_per_million", "request_usd", "image_usd", "web_search_usd", "tiers", "max_output_tokens", "effective_time", "source", "create_time", "update_time", "version", "provider_cost_factor")
     PRICE_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_PATTERN_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class Price(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_COST_FACTOR_FIELD_NUMBER: _ClassVar[int]
     price_id: str
     tenant_id: str
     model_pattern: str
@@ -71,7 +72,8 @@ class Price(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     version: int
-    def __init__(self, price_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., model_pattern: _Optional[str] = ..., provider: _Optional[str] = ..., service_tier: _Optional[str] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., cache_read_usd_per_million: _Optional[float] = ..., cache_write_usd_per_million: _Optional[float] = ..., cache_write_1h_usd_per_million: _Optional[float] = ..., input_audio_usd_per_million: _Optional[float] = ..., output_audio_usd_per_million: _Optional[float] = ..., input_image_usd_per_million: _Optional[float] = ..., output_image_usd_per_million: _Optional[float] = ..., request_usd: _Optional[float] = ..., image_usd: _Optional[float] = ..., web_search_usd: _Optional[float] = ..., tiers: _Optional[_Iterable[_Union[PriceTier, _Mapping]]] = ..., max_output_tokens: _Optional[int] = ..., effective_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[_Union[PriceSource, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
+    provider_cost_factor: float
+    def __init__(self, price_id: _Optional[str] = ..., tenant_id: _Optional[str] = ..., model_pattern: _Optional[str] = ..., provider: _Optional[str] = ..., service_tier: _Optional[str] = ..., input_usd_per_million: _Optional[float] = ..., output_usd_per_million: _Optional[float] = ..., cache_read_usd_per_million: _Optional[float] = ..., cache_write_usd_per_million: _Optional[float] = ..., cache_write_1h_usd_per_million: _Optional[float] = ..., input_audio_usd_per_million: _Optional[float] = ..., output_audio_usd_per_million: _Optional[float] = ..., input_image_usd_per_million: _Optional[float] = ..., output_image_usd_per_million: _Optional[float] = ..., request_usd: _Optional[float] = ..., image_usd: _Optional[float] = ..., web_search_usd: _Optional[float] = ..., tiers: _Optional[_Iterable[_Union[PriceTier, _Mapping]]] = ..., max_output_tokens: _Optional[int] = ..., effective_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source: _Optional[_Union[PriceSource, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version: _Optional[int] = ..., provider_cost_factor: _Optional[float] = ...) -> None: ...
 
 class PriceTier(_message.Message):
     __slots__ = ("from_input_tokens", "input_usd_per_million", "output_usd_per_million", "cache_read_usd_per_million", "cache_write_usd_per_million", "cache_write_1h_usd_per_million", "input_audio_usd_per_million", "output_audio_usd_per_million")

@@ -69,18 +69,20 @@ class DeletePriceResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class LookupPriceRequest(_message.Message):
-    __slots__ = ("tenant_id", "provider", "model", "service_tier", "at_time")
+    __slots__ = ("tenant_id", "provider", "model", "service_tier", "at_time", "provider_cost_reported")
     TENANT_ID_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SERVICE_TIER_FIELD_NUMBER: _ClassVar[int]
     AT_TIME_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_COST_REPORTED_FIELD_NUMBER: _ClassVar[int]
     tenant_id: str
     provider: str
     model: str
     service_tier: str
     at_time: _timestamp_pb2.Timestamp
-    def __init__(self, tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., service_tier: _Optional[str] = ..., at_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    provider_cost_reported: bool
+    def __init__(self, tenant_id: _Optional[str] = ..., provider: _Optional[str] = ..., model: _Optional[str] = ..., service_tier: _Optional[str] = ..., at_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., provider_cost_reported: _Optional[bool] = ...) -> None: ...
 
 class LookupPriceResponse(_message.Message):
     __slots__ = ("price",)

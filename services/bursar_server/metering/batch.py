@@ -323,11 +323,13 @@ class BatchRunner:
         budget_of = self._directory.budgets(connection, {key[:2] for key in locked.balances}, versions)
         stored = {(row[0], row[1], row[2]): row[3] for row in rate_rows}
 
-        found: dict[tuple[UUID, str, str, str, datetime], Price | None] = {}
+        found: dict[tuple[UUID, str, str, str, datetime, bool], Price | None] = {}
 
-        def price_of(tenant_id: UUID, provider: str, model: str, tier: str, at: datetime) -> Price | None:
+        def price_of(
+            tenant_id: UUID, provider: str, model: str, tier: str, at: datetime, reported: bool
+        ) -> Price | None:
             # The calls of a batch were checked in a few batches before: most of them ask for the same.
-            asked = (tenant_id, provider, model, tier, at)
+            asked = (tenant_id, provider, model, tier, at, reported)
             if asked not in found:
                 found[asked] = self._directory.price(connection, versions, *asked)
             return found[asked]

@@ -107,7 +107,7 @@ def _fitted_again(call: CheckCall, subject: Subject, context: BatchContext, hold
     """Return the most output tokens that the first answer said, from what is held; None where it said none."""
     if not call.can_fit_output:
         return None
-    price = context.price_of(subject.tenant_id, call.provider, call.model, "", hold.check_time)
+    price = context.price_of(subject.tenant_id, call.provider, call.model, "", hold.check_time, False)
     if price is None:
         return None
     of_grants = sum(leg.nanos for leg in hold.grant_legs)
@@ -158,7 +158,7 @@ def _decide(
     budgets: Sequence[Budget],
     keys: Sequence[BalanceKey],
 ) -> CheckAnswer | Waiting:
-    price = context.price_of(subject.tenant_id, call.provider, call.model, "", context.now)
+    price = context.price_of(subject.tenant_id, call.provider, call.model, "", context.now, False)
     plain = not call.model and not call.input_tokens_estimate
     holding = any(budget.admission is not Admission.ANY_REMAINING for budget in budgets)
     estimate = (

@@ -16,8 +16,8 @@ from bursar_server.metering.store import RateKey
 from bursar_server.metering.waits import Waits
 from bursar_server.pricing.model import Price
 
-PriceOf = Callable[[UUID, str, str, str, datetime], Price | None]
-"""The price in effect for a tenant, provider, model and tier at an instant."""
+PriceOf = Callable[[UUID, str, str, str, datetime, bool], Price | None]
+"""The price in effect for a tenant, provider, model and tier at an instant, and whether the provider reported a cost."""
 
 
 @dataclass(slots=True)

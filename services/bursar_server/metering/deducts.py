@@ -39,7 +39,7 @@ from bursar_server.metering.model import (
     Subject,
 )
 from bursar_server.pricing.model import CallCost, Price, Usage
-from bursar_server.pricing.rules import call_cost
+from bursar_server.pricing.rules import PROVIDER_COST, call_cost
 
 # What one call can cost, in nanos: a million US dollars. Sums of very many such calls still fit 64 bits.
 MOST_NANOS = 10**15
@@ -122,11 +122,8 @@ def _charge(
 ) -> Charge:
     """Price what a call consumed, at its start (S15)."""
     served_by = call.provider or provider
-    priced: list[tuple[DeductItem, Price | None]] = [
-        (item, context.price_of(tenant_id, served_by, item.model, item.service_tier, at))
-        for item in call.items
-    ]
-    cost = call_cost([(item.usage, price) for item, price in priced])
+    priced = _priced(call, tenant_id, served_by, at, context)
+    cost = call_cost([(item.usage, price) for item, price in priced], call.provider_cost_nanos)
     if cost.total_nanos > MOST_NANOS:
         raise invalid("items", "cost more than a ledger of 64 bits can add up")
     return Charge(
@@ -147,6 +144,24 @@ def _charge(
         call.end_time,
         call.provider_cost_nanos,
     )
+
+
+def _priced(
+    call: DeductCall, tenant_id: UUID, provider: str, at: datetime, context: BatchContext
+) -> list[tuple[DeductItem, Price | None]]:
+    """Return each item with its price.
+
+    A cost that the provider reports is the whole call's: the first item's price says whether it is what is charged.
+    """
+
+    def price_of(item: DeductItem, reported: bool) -> Price | None:
+        return context.price_of(tenant_id, provider, item.model, item.service_tier, at, reported)
+
+    if call.items and call.provider_cost_nanos is not None:
+        whole = price_of(call.items[0], True)
+        if whole is not None and PROVIDER_COST in whole.rates:
+            return [(item, whole) for item in call.items]
+    return [(item, price_of(item, False)) for item in call.items]
 
 
 def _item_costs(priced: Sequence[tuple[Usage, Price | None]], cost: CallCost) -> tuple[CallCost, ...]:
@@ -356,7 +371,9 @@ def evaluate_expiry(call: ExpireCall, context: BatchContext) -> ReleaseAnswer:
 
 def _estimate(hold: Hold, context: BatchContext) -> Charge:
     usage = Usage(input_tokens=hold.estimate_input_tokens, output_tokens=hold.estimate_output_tokens)
-    price = context.price_of(hold.attribution.tenant_id, hold.provider, hold.model, "", hold.check_time)
+    price = context.price_of(
+        hold.attribution.tenant_id, hold.provider, hold.model, "", hold.check_time, False
+    )
     cost = call_cost([(usage, price)])
     item = PricedItem(hold.model, "", usage, price.price_id if price else None)
     return Charge(

@@ -103,11 +103,12 @@ class Directory:
         model: str,
         service_tier: str,
         at: datetime,
+        reported: bool,
     ) -> Price | None:
         """Return the price in effect: the tenant's row, then the platform's, then the catalogue's (S15)."""
         for owner in (tenant_id, ids.PLATFORM_TENANT_ID):
             price = self._price_list(connection, owner, versions.get(owner, -1)).pick(
-                provider, model, service_tier, at
+                provider, model, service_tier, at, reported
             )
             if price is not None:
                 return price

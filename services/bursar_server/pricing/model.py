@@ -50,6 +50,8 @@ RATE_UNITS = (
     "request",
     "image",
     "web_search",
+    # The cost that the provider itself reports: millionths of it. Such a price names nothing else.
+    "provider_cost",
 )
 
 Rates = Mapping[str, int]

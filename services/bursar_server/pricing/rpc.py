@@ -9,8 +9,10 @@ from connectrpc.request import RequestContext
 from bursar.v1 import price_pb2
 from bursar.v1 import pricing_service_pb2 as pb
 from bursar_server.db.unit_of_work import UnitOfWork
+from bursar_server.kit.errors import invalid
 from bursar_server.kit.ids import PLATFORM_TENANT_ID
 from bursar_server.pricing.model import Price, PriceDraft, PriceSource, PriceTier, Rates
+from bursar_server.pricing.rules import PROVIDER_COST
 from bursar_server.pricing.service import PricingService
 from bursar_server.rpc import fields
 from bursar_server.rpc.auth import caller_of
@@ -38,6 +40,7 @@ _PIECE_FIELDS: Mapping[str, str] = {
     "web_search_usd": "web_search",
 }
 _MILLION = 1_000_000
+_FACTOR = "provider_cost_factor"
 
 
 class PricingRpc:
@@ -101,6 +104,7 @@ class PricingRpc:
                 model=_name(request.model, "model"),
                 service_tier=_name(request.service_tier, "service_tier"),
                 at=at,
+                reported=request.provider_cost_reported,
             )
         return pb.LookupPriceResponse(price=message_of(price))
 
@@ -135,6 +139,14 @@ def _rates(message: price_pb2.Price | price_pb2.PriceTier, path: str, names: Map
         nanos = fields.usd(message, field, path=path)
         if nanos is not None:
             rates[unit] = nanos * _MILLION if field in _PIECE_FIELDS else nanos
+    if (
+        isinstance(message, price_pb2.Price)
+        and (billionths := fields.usd(message, _FACTOR, path=path)) is not None
+    ):
+        millionths, rest = divmod(billionths, 1000)
+        if rest:
+            raise invalid(path + _FACTOR, "must have at most 6 decimals")
+        rates[PROVIDER_COST] = millionths
     return rates
 
 
@@ -154,6 +166,8 @@ def message_of(price: Price) -> price_pb2.Price:
         update_time=fields.timestamp_of(price.update_time),
         version=price.version,
     )
+    if PROVIDER_COST in price.rates:
+        message.provider_cost_factor = float(Decimal(price.rates[PROVIDER_COST]).scaleb(-6))
     _set_rates(message, price.rates, {**_TOKEN_FIELDS, **_IMAGE_FIELDS, **_PIECE_FIELDS})
     return message
 

@@ -21,6 +21,9 @@ MAX_OUTPUT_TOKENS = 1_000_000_000
 # still costs what fits int64.
 MAX_TOKEN_RATE = 10**14
 MAX_PIECE_RATE = 10**18
+# A hundred times what the provider says.
+MAX_PROVIDER_COST_RATE = 10**8
+PROVIDER_COST = "provider_cost"
 _PIECES = frozenset({"request", "image", "web_search"})
 
 # What providers call the service that has no name elsewhere, and what others call theirs.
@@ -122,15 +125,23 @@ def names_of(provider: str, model: str) -> tuple[str, ...]:
     return (model,) if end in ("", model) else (model, end)
 
 
-def pick(prices: Iterable[Price], provider: str, model: str, service_tier: str, at: datetime) -> Price | None:
+def pick(
+    prices: Iterable[Price],
+    provider: str,
+    model: str,
+    service_tier: str,
+    at: datetime,
+    reported: bool = False,
+) -> Price | None:
     """Return the price that counts for a call that starts `at`, or None (S15).
 
     Tenant rows win over platform rows, these over the catalogue; within those a row that names the provider, then one
     that names the service tier, then the pattern with most literal characters, then the newest effective date. A tier
     without a row of its own is charged by rows that name none, but for capacity bought beforehand (PREPAID_TIERS). Upper and lower case are the same. Of rows equal in all
-    that, the one made last counts. `prices` holds no tenant's rows but the call's own.
+    that, the one made last counts. A price that charges what the provider reports counts only where it `reported` a
+    cost. `prices` holds no tenant's rows but the call's own.
     """
-    return PriceIndex(prices).pick(provider, model, service_tier, at)
+    return PriceIndex(prices).pick(provider, model, service_tier, at, reported)
 
 
 class PriceIndex:
@@ -153,13 +164,17 @@ class PriceIndex:
             for provider, by_prefix in self._globs.items()
         }
 
-    def pick(self, provider: str, model: str, service_tier: str, at: datetime) -> Price | None:
+    def pick(
+        self, provider: str, model: str, service_tier: str, at: datetime, reported: bool = False
+    ) -> Price | None:
         """Return the price that counts, or None: what `pick` says of the same prices."""
         provider, model, tier = provider.lower(), model.lower(), tier_of(service_tier)
         tiers = (tier,) if tier in PREPAID_TIERS else ("", tier)
         best: tuple[_Rank, Price] | None = None
         for rank, price in self._candidates(provider, model):
             if price.effective_time > at or tier_of(price.service_tier) not in tiers:
+                continue
+            if not reported and PROVIDER_COST in price.rates:
                 continue
             if best is None or rank > best[0]:
                 best = (rank, price)
@@ -256,16 +271,21 @@ def _output_part(usage: Usage, rates: Rates) -> int:
     )
 
 
-def call_cost(items: Sequence[tuple[Usage, Price | None]]) -> CallCost:
+def call_cost(
+    items: Sequence[tuple[Usage, Price | None]], provider_cost_nanos: int | None = None
+) -> CallCost:
     """Return what a call costs: the exact sum over its items, rounded once, half to even (S15).
 
     The input is rounded; the other part is what input and other together round to, less the input; the output is the
     remainder. So the parts sum to the total, none is negative, each is within a nano of its exact value, and one that
-    costs nothing shows 0. An item without a price costs nothing. A call that the provider did not bill has no items.
+    costs nothing shows 0. An item without a price costs nothing. A call that the provider did not bill has no items. Where the first item's
+    price is the cost that the provider reports, that is the other part.
     """
     parts = [cost_parts(usage, price) for usage, price in items if price is not None]
     inputs = sum(part.input for part in parts)
     others = sum(part.other for part in parts)
+    if provider_cost_nanos is not None and items and items[0][1] is not None:
+        others += provider_cost_nanos * items[0][1].rates.get(PROVIDER_COST, 0)
     outputs = sum(part.output for part in parts)
     upto_input = divide_half_even(inputs, UNITS_PER_RATE)
     upto_other = divide_half_even(inputs + others, UNITS_PER_RATE)
@@ -330,6 +350,8 @@ def checked_draft(draft: PriceDraft) -> PriceDraft:
     if any(not letter.isprintable() or letter.isspace() for letter in pattern):
         raise invalid("price.model_pattern", "must have no spaces")
     _check_rates(draft.rates, "price")
+    if PROVIDER_COST in draft.rates and (len(draft.rates) > 1 or draft.tiers):
+        raise invalid("price.provider_cost_factor", "stands alone: such a price names nothing else")
     if len(draft.tiers) > MAX_PRICE_TIERS:
         raise invalid("price.tiers", f"must have at most {MAX_PRICE_TIERS} entries")
     for index, tier in enumerate(draft.tiers):
@@ -354,5 +376,6 @@ def _check_rates(rates: Rates, path: str) -> None:
     if not rates:
         raise invalid(path, "needs at least one price: input_usd_per_million, say; 0 is free of charge")
     for unit, rate in rates.items():
-        if rate > (MAX_PIECE_RATE if unit in _PIECES else MAX_TOKEN_RATE):
+        most = MAX_PIECE_RATE if unit in _PIECES else MAX_TOKEN_RATE
+        if rate > (MAX_PROVIDER_COST_RATE if unit == PROVIDER_COST else most):
             raise invalid(path, f"the price of {unit.replace('_', ' ')} is too high")

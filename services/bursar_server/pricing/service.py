@@ -127,8 +127,11 @@ class PricingService:
         model: str,
         service_tier: str = "",
         at: datetime | None = None,
+        reported: bool = False,
     ) -> Price:
         """Return the price that a call of the tenant would be charged by (S15); `at` None is now.
+
+        `reported` is whether the provider says itself what such a call cost.
 
         Raises PRICE_NOT_FOUND where the model has none: such calls are recorded at 0 and flagged (F106, F202).
         """
@@ -140,7 +143,7 @@ class PricingService:
         found = await store.candidates(
             conn, tenant.tenant_id, provider, rules.names_of(provider, model), instant
         )
-        price = rules.pick(found, provider, model, service_tier.strip(), instant)
+        price = rules.pick(found, provider, model, service_tier.strip(), instant, reported)
         if price is None:
             raise BursarError(
                 Reason.PRICE_NOT_FOUND,

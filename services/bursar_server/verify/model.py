@@ -161,6 +161,7 @@ class StoredRecord:
     unpriced: bool
     estimated: bool
     expired: ExpiredRevision | None
+    provider_cost_nanos: int | None = None
 
 
 RollupKey = tuple[datetime, UUID, UUID, str, str]

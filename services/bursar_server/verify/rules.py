@@ -50,7 +50,8 @@ def cost_again(record: StoredRecord, price_of: PriceOf) -> CallCost:
     A correction is the difference between the real usage and what the expiry charged, part by part. Raises
     UnreadableError where a price is not there.
     """
-    cost = call_cost([(item.usage, _price(item, price_of)) for item in own_items(record)])
+    priced = [(item.usage, _price(item, price_of)) for item in own_items(record)]
+    cost = call_cost(priced, record.provider_cost_nanos)
     return minus(cost, record.expired.cost) if record.expired else cost
 
 

@@ -289,7 +289,8 @@ SELECT r.request_id, r.revision, r.source, r.user_id, r.api_key_id, r.provider, 
     r.estimated, CASE WHEN r.revision > 0 THEN (
         SELECT jsonb_build_array(b.provider, b.items, b.input_cost_nanos, b.output_cost_nanos, b.other_cost_nanos)
         FROM usage_records b WHERE b.tenant_id = r.tenant_id AND b.request_id = r.request_id AND b.source = 'EXPIRY'
-            AND b.revision < r.revision ORDER BY b.revision LIMIT 1) END
+            AND b.revision < r.revision ORDER BY b.revision LIMIT 1) END,
+    r.provider_cost_nanos
 FROM usage_records r"""
 _LATER = "AND (%(after)s::timestamptz IS NULL OR r.posted_time > %(after)s)"
 RECORDS = f"{_RECORD_COLUMNS} WHERE {_RECORDS_IN_RANGE} {_LATER} ORDER BY r.request_id, r.revision"

@@ -277,7 +277,7 @@ def _record(row: Row) -> StoredRecord:
         request_id=row[0], revision=row[1], source=row[2], user_id=row[3], api_key_id=row[4], provider=row[5],
         model=row[6], usage_time=row[7], posted_time=row[8], items=tuple(map(item_of, row[9])), input_tokens=row[10],
         output_tokens=row[11], cost=CallCost(row[12], row[13], row[14]), unpriced=row[16], estimated=row[17],
-        expired=expired,
+        expired=expired, provider_cost_nanos=row[19],
     )  # fmt: skip
 
 
