@@ -19,6 +19,7 @@ from bursar_sidecar.clock import Clock, SystemClock
 from bursar_sidecar.config import Config
 from bursar_sidecar.control_plane import ControlPlane, Token
 from bursar_sidecar.degraded import Degraded
+from bursar_sidecar.door import Door
 from bursar_sidecar.exchange import Terms
 from bursar_sidecar.gate import Gate
 from bursar_sidecar.ids import RequestIds, sha256_hex
@@ -106,8 +107,9 @@ class Sidecar:
         )
         self._gauges = self._make_gauges(ids)
         self._pages = {"/healthz": self._health, "/readyz": self._ready, "/metrics": self._metrics}
-        self._server = web.Server(
+        self._server = Door(
             self._handle,
+            self._proxy.unreadable,
             access_log=None,
             logger=logging.getLogger("bursar_sidecar.http"),
             auto_decompress=False,

@@ -33,6 +33,8 @@ _EXPECT = istr("Expect")
 _UPGRADE = istr("Upgrade")
 #: Dialects whose SDKs pass over comments in a stream (contract: others never get one).
 _COMMENTED = frozenset({"openai", "anthropic"})
+#: What providers' APIs use. TRACE would show an app the provider's credential, CONNECT open a tunnel with it.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Proxy:
@@ -85,6 +87,8 @@ class Proxy:
             problem = (denial.not_found if error.status == 404 else denial.invalid_request)(str(error))
             return self._refuse(self._fallback, problem, request_id)
         dialect = route.upstream.dialect
+        if request.method not in _METHODS:
+            return self._refuse(dialect, _no_such_method(), request_id)
         caller = caller_of(request.headers, route.query, self._carried_key_sha256)
         if caller is None:
             return self._refuse(dialect, denial.unauthenticated(), request_id)
@@ -103,6 +107,11 @@ class Proxy:
         now = self._terms.clock.monotonic()
         for exchange in tuple(self._exchanges):
             exchange.watch.tick(now)
+
+    def unreadable(self) -> web.Response:
+        """Return the answer to what is no HTTP request."""
+        problem = denial.invalid_request("this is no HTTP request that can be read")
+        return self._refuse(self._fallback, problem, self._ids.new())
 
     async def _opened(
         self, request: web.BaseRequest, request_id: str, route: Route, caller: Caller, body: bytes
@@ -243,6 +252,11 @@ def _no_credential(upstream: str, error: SigningError) -> Problem:
 def _unknown_coding(error: UnknownCodingError) -> Problem:
     message = f"The request's body cannot be read: {error}. Send it plain, or in gzip, deflate, br or zstd."
     return Problem(415, "CONTENT_ENCODING_UNSUPPORTED", "invalid_request_error", message, should_retry=False)
+
+
+def _no_such_method() -> Problem:
+    message = f"Only {', '.join(sorted(_METHODS))} are forwarded."
+    return Problem(405, "METHOD_NOT_ALLOWED", "invalid_request_error", message, should_retry=False)
 
 
 def _no_websockets() -> Problem:

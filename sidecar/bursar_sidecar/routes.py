@@ -99,7 +99,8 @@ def _checked(path: str) -> str:
     decoded = path
     for _ in range(3):  # as often as a server behind a server might
         segments = _SEPARATORS.split(decoded)
-        if any(segment in (".", "..") for segment in segments):
+        # Some servers take a segment's parameters off before they follow it.
+        if any(segment.partition(";")[0] in (".", "..") for segment in segments):
             raise RouteError(400, "the path must not have . or .. in it")
         if "" in segments[1:-1]:
             raise RouteError(400, "the path must not have empty segments")

@@ -66,6 +66,18 @@ def deaf_address() -> str:
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
+def once(answer: bytes) -> Script:
+    """Answer and close the connection."""
+
+    async def run(_: Heard, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+
+    return run
+
+
 async def _heard(reader: asyncio.StreamReader) -> Heard | None:
     first = await reader.readline()
     if not first:

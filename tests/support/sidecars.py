@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from bursar_sidecar.app import Sidecar
 from bursar_sidecar.clock import Clock
 from bursar_sidecar.config import load
 from support.fake_control_plane import KEY, TOKEN
+from support.odd_upstream import CHAT
 
 AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 CHAT_PATH = "/openai/v1/chat/completions"
@@ -96,17 +97,21 @@ class SidecarProcess:
 
 
 @asynccontextmanager
-async def sidecar_process(settings: dict[str, str], *flags: str) -> AsyncIterator[SidecarProcess]:
-    """Run `bursar-sidecar` for as long as the block lasts, unless it is ended earlier."""
+async def sidecar_process(
+    settings: dict[str, str], *flags: str, log: Path | None = None
+) -> AsyncIterator[SidecarProcess]:
+    """Run `bursar-sidecar` for as long as the block lasts, unless it is ended earlier; `log` gets its stderr."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bursar_sidecar",
-        *flags,
-        env={**inherited, **settings},
-        stdout=asyncio.subprocess.PIPE,
-    )
+    with log.open("wb") if log is not None else nullcontext() as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bursar_sidecar",
+            *flags,
+            env={**inherited, **settings},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+        )
     assert process.stdout is not None
     try:
         line = await asyncio.wait_for(process.stdout.readline(), 20)
@@ -119,6 +124,25 @@ async def sidecar_process(settings: dict[str, str], *flags: str) -> AsyncIterato
             process.kill()
             await process.wait()
         process._transport.close()  # type: ignore[attr-defined]  # else its pipe is closed only by the collector
+
+
+async def raw(url: str, data: bytes) -> bytes:
+    """Send bytes, and return what comes until the connection closes or falls silent."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    got = b""
+    try:
+        async with asyncio.timeout(1.0):
+            while piece := await reader.read(65536):
+                got += piece
+                if got.endswith((CHAT, b"}}")):
+                    break
+    except (TimeoutError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+    return got
 
 
 async def until(true: Callable[[], bool], within_s: float = 5.0) -> None:
