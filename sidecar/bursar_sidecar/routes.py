@@ -17,6 +17,8 @@ _UNPREFIXED: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 #: Percent-encoded characters that need no encoding (RFC 3986, 2.3): with them one path has many spellings.
 _NEEDLESS = re.compile(r"%(?:2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aAeE])")
+#: An app whose base URL ends with a slash puts a second one between the upstream and the path.
+_SLASHES = re.compile(r"^(/[^/]+)//+")
 _PLAIN = re.compile(r"(?:/[A-Za-z0-9_~:.@!$&'()*+,;=-]+)+")
 _KNOWN_PATHS_MAX = 256
 _SEPARATORS = re.compile(r"[/\\]")
@@ -63,6 +65,7 @@ class Router:
 
     def _found(self, path: str) -> tuple[Upstream, str, str]:
         """Return the upstream of a path, and the path there as it is sent and decoded."""
+        path = _SLASHES.sub(r"\1/", path)
         if _PLAIN.fullmatch(path) is None or "/." in path:
             path = _checked(path)
         first, slash, rest = path[1:].partition("/")

@@ -67,7 +67,6 @@ def test_a_path_leads_to_its_provider(
         "/openai/%25252e%25252e/x",
         "/openai/a/..\\b",
         "/openai/v1//chat/completions",
-        "/openai//evil.example/",
         "/openai/v1/%2fchat",
         "/openai/v1/chat%00/completions",
         "/openai/v1/chat\x7f",
@@ -123,6 +122,12 @@ def test_whatever_is_asked_stays_on_the_configured_host(rest: str) -> None:
     assert not route.path.startswith("//")
     assert ".." not in route.decoded_path.replace("\\", "/").split("/")
     assert "#" not in route.path
+
+
+def test_a_base_url_may_end_with_a_slash(router: Router) -> None:
+    """F048: SDKs put the path behind whatever address they are given."""
+    route = router.route("/openai//deployments/our-mini/chat/completions?api-version=1")
+    assert (route.upstream.name, route.path) == ("openai", "/deployments/our-mini/chat/completions")
 
 
 def test_many_paths_do_not_pile_up(router: Router) -> None:
