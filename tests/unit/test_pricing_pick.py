@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bursar_server.pricing.model import Price, PriceSource
-from bursar_server.pricing.rules import PriceIndex, glob_matches, pick
+from bursar_server.pricing.rules import MAX_REMEMBERED_NAMES, PriceIndex, glob_matches, pick
 from support.prices import DAY, a_price
 
 
@@ -150,3 +150,14 @@ def test_a_price_that_is_the_providers_own_counts_only_where_the_provider_says_o
     assert pick([theirs, ours], "openrouter", "m", "", DAY, True) is theirs
     assert pick([theirs, ours], "openrouter", "m", "", DAY) is ours
     assert pick([theirs], "openrouter", "m", "", DAY) is None
+
+
+def test_names_asked_for_before_are_found_as_at_first() -> None:
+    """S15: whatever is remembered of a name, instant, tier and report are looked at in each call; memory is bounded."""
+    index = PriceIndex([a_price("m*", input=1), a_price("m*", tier="batch", input=2, number=2)])
+    for round_of in range(2):
+        for name in range(MAX_REMEMBERED_NAMES + 10):
+            assert index.pick("p", f"m{name}", "", DAY) == a_price("m*", input=1), round_of
+    assert index.pick("p", "m0", "batch", DAY) == a_price("m*", tier="batch", input=2, number=2)
+    assert index.pick("p", "m0", "", DAY - timedelta(days=1)) is None
+    assert len(index._fitting) <= MAX_REMEMBERED_NAMES

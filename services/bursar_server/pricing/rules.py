@@ -17,6 +17,7 @@ UNITS_PER_RATE = 1_000_000
 MAX_PATTERN_LENGTH = 200
 MAX_PRICE_TIERS = 16
 MAX_OUTPUT_TOKENS = 1_000_000_000
+MAX_REMEMBERED_NAMES = 1000
 # 100,000 US dollars per million tokens, 1,000 per request or image: a call of sixteen models with a billion tokens each
 # still costs what fits int64.
 MAX_TOKEN_RATE = 10**14
@@ -145,7 +146,10 @@ def pick(
 
 
 class PriceIndex:
-    """Prices arranged so that one of thousands is found in microseconds; never changes once it is built."""
+    """Prices arranged so that one of thousands is found in microseconds. Belongs to one thread.
+
+    Its prices never change once it is built; it remembers which of them fit the names that were asked for last.
+    """
 
     def __init__(self, prices: Iterable[Price]) -> None:
         self._exact: dict[tuple[str, str], list[tuple[_Rank, Price]]] = {}
@@ -159,6 +163,7 @@ class PriceIndex:
             prefix = pattern.replace("?", "*").partition("*")[0]
             of_provider = self._globs.setdefault(provider, {})
             of_provider.setdefault(prefix, []).append((pattern, rank, price))
+        self._fitting: dict[tuple[str, str], list[tuple[_Rank, str, Price]]] = {}
         self._lengths = {
             provider: sorted({len(prefix) for prefix in by_prefix})
             for provider, by_prefix in self._globs.items()
@@ -170,15 +175,23 @@ class PriceIndex:
         """Return the price that counts, or None: what `pick` says of the same prices."""
         provider, model, tier = provider.lower(), model.lower(), tier_of(service_tier)
         tiers = (tier,) if tier in PREPAID_TIERS else ("", tier)
-        best: tuple[_Rank, Price] | None = None
-        for rank, price in self._candidates(provider, model):
-            if price.effective_time > at or tier_of(price.service_tier) not in tiers:
+        for _, named, price in self._fitting_best_first(provider, model):
+            if price.effective_time > at or named not in tiers:
                 continue
-            if not reported and PROVIDER_COST in price.rates:
-                continue
-            if best is None or rank > best[0]:
-                best = (rank, price)
-        return best[1] if best else None
+            if reported or PROVIDER_COST not in price.rates:
+                return price
+        return None
+
+    def _fitting_best_first(self, provider: str, model: str) -> list[tuple[_Rank, str, Price]]:
+        found = self._fitting.get((provider, model))
+        if found is None:
+            if len(self._fitting) >= MAX_REMEMBERED_NAMES:
+                self._fitting.clear()
+            fitting = self._candidates(provider, model)
+            found = [(rank, tier_of(price.service_tier), price) for rank, price in fitting]
+            found.sort(key=lambda each: each[0], reverse=True)
+            self._fitting[provider, model] = found
+        return found
 
     def _candidates(self, provider: str, model: str) -> Iterable[tuple[_Rank, Price]]:
         for named, name in product({provider, ""}, names_of(provider, model)):
