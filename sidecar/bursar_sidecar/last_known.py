@@ -112,8 +112,10 @@ class LastKnown:
     def denied(self, ask: Ask, said: CheckResponse, problem: Problem, now: float, *, behind: bool) -> None:
         """Note that a call was denied, where that is about its principal and not about this one call."""
         policy = _POLICIES.get(said.on_unreachable)
-        if said.duplicate or (policy is None and self._own is OnUnreachable.CLOSED):
+        if said.duplicate:
             return
+        if policy is None and self._own is OnUnreachable.CLOSED and not self._principals:
+            return  # closed is closed; but where a budget had opened it, that is over
         # Anybody can send keys that nobody knows: they push nobody else out.
         lost = problem.code == "KEY_UNKNOWN" and self._principal(ask) is not None
         if problem.code not in _LASTING and not lost:

@@ -47,9 +47,9 @@ def answer(nanos: int | None = None, policy: int = 0, **fields: object) -> Check
     return CheckResponse(on_unreachable=policy, budgets=budgets, **fields)  # type: ignore[arg-type]
 
 
-def known(nanos: int, own: OnUnreachable = LAST, max_age_s: float = 3600.0) -> LastKnown:
+def known(nanos: int, max_age_s: float = 3600.0) -> LastKnown:
     """Let through one call that cost 1 nano a token, which left `nanos`."""
-    last_known = LastKnown(own, max_age_s)
+    last_known = LastKnown(LAST, max_age_s)
     claim = last_known.allowed(ASK, answer(nanos + 20), 0.0, behind=False)
     assert claim is not None
     last_known.settled(claim, ASK, metered(10, 10), charged(10, 10), 0.0)
@@ -162,6 +162,19 @@ def test_who_was_refused_stays_refused() -> None:
         assert (last_known.decide(replace(ASK, key_sha256="o" * 64), 1.0).problem is None) == (own is OPEN)
         last_known.allowed(ASK, answer(10**9), 2.0, behind=False)
         assert last_known.decide(ASK, 3.0).problem != problem
+
+
+@pytest.mark.parametrize("own", [CLOSED, OPEN, LAST])
+def test_a_revoked_key_is_shut_out_whatever_its_budgets_said(own: OnUnreachable) -> None:
+    """With any tags: the answer that denies it names no budgets."""
+    last_known = LastKnown(own, 3600.0)
+    for tags in ({"team": "red"}, {"team": "blue"}):
+        said = answer(10**9, budget_pb2.ON_UNREACHABLE_OPEN, budgets_by_tags=True)
+        last_known.allowed(replace(ASK, tags=tags), said, 0.0, behind=False)
+        assert last_known.decide(replace(ASK, tags=tags), 1.0).problem is None
+    last_known.denied(replace(ASK, tags={"team": "red"}), answer(), REVOKED, 2.0, behind=False)
+    for tags in ({"team": "red"}, {"team": "blue"}):
+        assert refusal(last_known, replace(ASK, tags=tags)) == (503 if own is CLOSED else 403)
 
 
 def test_what_is_about_one_call_is_not_remembered() -> None:
