@@ -28,7 +28,13 @@ from bursar_sidecar.stream_guard import error_event, outgrown
 from bursar_sidecar.telemetry import Counts
 from bursar_sidecar.watch import Limits, Stop, Watch
 
-_EVENT_STREAM = "text/event-stream"
+#: What streams are called: events, Amazon's frames, an object a line (Ollama's name and Cohere's).
+_STREAMS = (
+    "text/event-stream",
+    "application/vnd.amazon.eventstream",
+    "application/x-ndjson",
+    "application/stream+json",
+)
 #: aiohttp sends a larger body in pieces only if it is given a file.
 _WHOLE_BODY_MAX_BYTES = 1 << 20
 #: A larger one is let go once it has been sent.
@@ -188,7 +194,7 @@ class Exchange:
         self._reader = reader = self._forward.dialect.reader(
             self._forward.asked, upstream.status, content_type, upstream.headers
         )
-        streams = content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
+        streams = content_type.lower().startswith(_STREAMS)
         coding = upstream.headers.get(header.CONTENT_ENCODING)
         if coding:
             reader = self._open_coding(coding, reader)
