@@ -173,6 +173,26 @@ async def test_an_expired_lease_is_charged_at_its_estimate_then_corrected(ledger
     assert [line.nanos for line in again.postings] == [20, 0]
 
 
+async def test_a_release_after_the_lease_ended_takes_the_estimate_back(ledger: Ledger) -> None:
+    """S17, S18: a sidecar that was away for longer than its holds lived says late that nothing was sent: nothing is charged."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    ledger.budget("USER", 1_000, user_id=alice)
+    ledger.grant(alice, 40)
+    check = await ledger.check(key)
+    ledger.sql("UPDATE holds SET lease_expire_time = now() - interval '1 second'")
+    assert await ledger.service.sweep_once() == 1
+    for _ in range(2):
+        assert not (await ledger.release(key, check.request_id)).released
+        assert ledger.sql("SELECT sum(cost_nanos), count(*) FROM usage_records") == [(0, 2)]
+        assert ledger.sql("SELECT spent_nanos, held_nanos FROM balances") == [(0, 0)]
+        assert ledger.sql("SELECT spent_nanos, held_nanos FROM grants") == [(0, 0)]
+        assert ledger.sql(
+            "SELECT sum(cost_nanos), sum(estimated_requests), sum(input_tokens + output_tokens) FROM rollup_days"
+        ) == [(0, 0, 0)]
+        ledger.assert_books()
+
+
 async def test_a_lease_is_renewed_or_released(ledger: Ledger) -> None:
     """S9, S18: a renewed call is not expired; on_lease_expiry RELEASE charges nothing."""
     key = ledger.key()

@@ -340,11 +340,14 @@ class Model:
         return self._told(call, "CHARGED", overage if overage_known else None)
 
     def release(self, person: Person, request_id: UUID, now: datetime) -> bool:
-        """S17: take the hold away, or leave the mark that the Check finds."""
+        """S17: take the hold away, or leave the mark that the Check finds; take back what its lease's end charged."""
         call = self.calls.get((person.tenant_id, request_id))
         if call is None:
             self.calls[person.tenant_id, request_id] = CallPlan(person, frozenset(), now, "RELEASED")
             return False
+        if call.state == "EXPIRED":
+            self._charge(call, 0, 0, dict(call.grants))
+            call.state, call.deduct = "DEDUCTED", ("nothing was sent",)
         if call.state != "OPEN":
             return False
         self._unhold(call)

@@ -136,6 +136,11 @@ async def _odd_calls(ledger: Ledger, key: PrincipalRef, other: PrincipalRef, rob
             await ledger.deduct(principal, check.request_id, *late)
     released = await ledger.check(key)
     await ledger.release(key, released.request_id)
+    for principal in (key, robot):
+        away = await ledger.check(principal)
+        ledger.sql(EXPIRE, away.request_id)
+        assert await ledger.service.sweep_once() == 1
+        await ledger.release(principal, away.request_id)
     await ledger.release(key, new_id())
     await ledger.deduct(key, new_id())
     await ledger.service.deduct(ledger.deduct_call(key, UUID(int=5)))

@@ -216,12 +216,18 @@ class Books:
     ) -> bool:
         """Take a call's hold away, if it has one, and leave the mark that a later Check of the id finds (S17).
 
-        The mark remembers the hold's legs, so that a Deduct that comes after all counts where its Check did. Returns
-        whether a hold was removed.
+        The mark remembers the hold's legs, so that a Deduct that comes after all counts where its Check did. What a
+        lease's expiry charged meanwhile is taken back: nothing was sent. Returns whether a hold was removed.
         """
         key = (attribution.tenant_id, request_id)
         hold = self.holds.get(key)
         past = self.revisions(key)
+        if past and past[-1].source is Source.EXPIRY:
+            expired = past[-1]
+            nothing = Charge(
+                Source.DEDUCT, EntryKind.CHARGE, "", expired.provider, "CANCELLED", expired.model, (), (), CallCost(0, 0, 0)
+            )  # fmt: skip
+            self.adjust(request_id, expired, nothing)
         legs: tuple[PostingLine, ...] = ()
         usage_time = self.now
         if hold is not None:
