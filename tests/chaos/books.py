@@ -169,7 +169,8 @@ def judge(
         verdict.estimated += net != 0
         if net and not (doubtful and flagged):
             verdict.wrong.append(what)
-    else:  # the provider was killed, or its answer broke off: what came is charged, as an estimate
+    else:  # the provider was killed, or its answer broke off: what came is charged, as an estimate where that says no usage
         verdict.partial += 1
-        if net and not flagged:
+        # The usage can have come before the end; and what was cut off after the last byte was whole.
+        if net and not flagged and net != cost_nanos(prices(call.way.provider, call.way.model), call.usage()):
             verdict.wrong.append(what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 import aiohttp
 
+from bursar_sidecar.fake_provider.plan import expected_usage
+from bursar_sidecar.providers.base import Usage
 from chaos.provider import CALL_HEADER
 
 #: The session that a call names begins so; its number follows.
@@ -67,6 +70,22 @@ class Call:
     trouble: str
     end: str = ""
 
+    @property
+    def path(self) -> str:
+        """Where it goes, at the sidecar."""
+        return self.way.stream_path if self.stream else self.way.path
+
+    @property
+    def body(self) -> bytes:
+        """What it asks."""
+        return json.dumps(
+            self.way.body(f"Call {self.number}: why should spending be governed?", self.stream)
+        ).encode()
+
+    def usage(self) -> Usage:
+        """Return what the provider's answer to it says, if it comes to its end."""
+        return expected_usage(self.path.partition("?")[0], self.body)
+
 
 @dataclass
 class Load:
@@ -113,6 +132,7 @@ class Load:
         )
         headers = {
             "authorization": f"Bearer {rng.choice(self.keys)}",
+            "content-type": "application/json",
             "x-bursar-session": f"{SESSION_PREFIX}{call.number}",
             CALL_HEADER: str(call.number),
             "x-fake-latency-ms": str(latency_ms),
@@ -122,11 +142,9 @@ class Load:
             headers["x-fake-status"] = str(rng.choice((400, 429, 500, 529)))
         elif call.trouble == "breaks off":
             headers["x-fake-abort-after-bytes"] = str(rng.randrange(400))
-        path = call.way.stream_path if call.stream else call.way.path
-        body = call.way.body(f"Call {call.number}: why should spending be governed?", call.stream)
         try:
             async with asyncio.timeout(gives_up_s if call.trouble == "gives up" else None):
-                async with session.post(self.url() + path, json=body, headers=headers) as answer:
+                async with session.post(self.url() + call.path, data=call.body, headers=headers) as answer:
                     await answer.read()
                     status = answer.status
         except TimeoutError:

@@ -79,6 +79,7 @@ EXPIRED = a_record(source="EXPIRY", cost_nanos=1_000, estimated=True, lease_expi
         (FAILED, [], set(), "lost"),
         (KILLED, [a_record(estimated=True)], set(), "partial"),
         (KILLED, [a_record()], set(), "wrong"),
+        (KILLED, [a_record(cost_nanos=332_500)], set(), "partial"),
         (KILLED, [], set(), "lost"),
         (Served(), [], set(), ""),
         (Served(), [a_record(cost_nanos=0)], set(), ""),
