@@ -12,11 +12,13 @@ from chaos.books import Record, Served, Verdict, judge
 from chaos.load import WAYS, Call
 from chaos.plan import Do, long_plan, short_plan
 from chaos.run import run
+from support.costs import cost_nanos
 
 SEED = 5
 PRICE = {"inputUsdPerMillion": 2.5, "outputUsdPerMillion": 10.0}
 USAGE = Usage(input_tokens=100, output_tokens=10, requests=1)
 COST_NANOS = 350_000
+CALL = Call(1, WAYS[0], False, "")
 ID, OTHER_ID = "0190a000-0000-7000-8000-000000000001", "0190a000-0000-7000-8000-000000000002"
 
 
@@ -79,7 +81,7 @@ EXPIRED = a_record(source="EXPIRY", cost_nanos=1_000, estimated=True, lease_expi
         (FAILED, [], set(), "lost"),
         (KILLED, [a_record(estimated=True)], set(), "partial"),
         (KILLED, [a_record()], set(), "wrong"),
-        (KILLED, [a_record(cost_nanos=332_500)], set(), "partial"),
+        (KILLED, [a_record(cost_nanos=cost_nanos(PRICE, CALL.usage()))], set(), "partial"),
         (KILLED, [], set(), "lost"),
         (Served(), [], set(), ""),
         (Served(), [a_record(cost_nanos=0)], set(), ""),
@@ -92,7 +94,7 @@ def test_the_comparison_sees_what_is_lost_doubled_or_made_up(
 ) -> None:
     """S16, S18: an estimate is right only where nobody can know better."""
     verdict = Verdict()
-    judge(verdict, Call(1, WAYS[0], False, ""), served, records, in_doubt, lambda _provider, _model: PRICE)
+    judge(verdict, CALL, served, records, in_doubt, lambda _provider, _model: PRICE)
     found = {
         name: value if isinstance(value, int) else len(value)
         for name in ("exact", "estimated", "unseen", "partial", "lost", "doubled", "wrong")
