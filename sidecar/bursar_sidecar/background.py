@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bursar.v1.metering_service_pb2 import DeductResponse
 from bursar_sidecar.clock import Clock
 from bursar_sidecar.gate import Gate, OpenCall
 from bursar_sidecar.messages import unheard
@@ -27,17 +28,30 @@ class Background:
         self._clock = clock
         self._kept: dict[str, tuple[OpenCall, float]] = {}  # in the order in which they came
 
-    def keep(self, work_id: str, call: OpenCall) -> bool:
-        """Keep `call` open until `finish`; False where that work is known already: then it is another call's."""
-        if work_id in self._kept:
-            return False
+    async def charge(self, upstream: str, call: OpenCall, metered: Metered) -> DeductResponse | None:
+        """Charge `call` and the one whose work `metered` says is over; keep `call` open where its own work goes on.
+
+        As `Gate.close_call`: it returns when the charges are safe.
+        """
+        work_id = f"{upstream}/{metered.work_id}"
+        if metered.ended is not None:
+            await self._finish(work_id, metered.ended)
+        elif metered.work_id and work_id not in self._kept:
+            self._keep(work_id, call)
+            return None
+        return await self._gate.close_call(call, metered)
+
+    def keeps(self, call: OpenCall) -> bool:
+        """Return whether `call` is open because its work goes on."""
+        return any(kept is call for kept, _ in self._kept.values())
+
+    def _keep(self, work_id: str, call: OpenCall) -> None:
         if len(self._kept) >= KEPT_MAX_CALLS:
             self._give_up(next(iter(self._kept)))
         self._kept[work_id] = (call, self._clock.monotonic())
-        return True
 
-    async def finish(self, work_id: str, metered: Metered) -> None:
-        """Charge the call whose work is over, if it is kept here; it returns when the charge is safe."""
+    async def _finish(self, work_id: str, metered: Metered) -> None:
+        """Charge the call whose work is over, if it is kept here."""
         kept = self._kept.pop(work_id, None)
         if kept is None:
             return

@@ -23,7 +23,7 @@ from bursar_sidecar.decoding import Decoder, DecodingError, OpaqueReader, Unknow
 from bursar_sidecar.gate import Gate, OpenCall
 from bursar_sidecar.money import usd_text
 from bursar_sidecar.outbox import OutboxWriteError
-from bursar_sidecar.providers.base import ApiCall, Dialect, Metered, Outcome, Problem, Reader
+from bursar_sidecar.providers.base import ApiCall, Dialect, Outcome, Problem, Reader
 from bursar_sidecar.stream_guard import error_event, outgrown
 from bursar_sidecar.telemetry import Counts
 from bursar_sidecar.watch import Limits, Stop, Watch
@@ -87,7 +87,6 @@ class Exchange:
         "_call",
         "_decoder",
         "_forward",
-        "_kept",
         "_reader",
         "_request",
         "_response",
@@ -102,7 +101,6 @@ class Exchange:
         self._request = request
         self._forward = forward
         self._call = call
-        self._kept = False  # open although the exchange is over: the provider works in the background
         self._reader: Reader | None = None
         self._decoder: Decoder | None = None
         self._response: web.StreamResponse | None = None
@@ -125,9 +123,8 @@ class Exchange:
             problem = await self._send()
             return self._refuse(problem) if problem is not None else await self._answer()
         finally:
-            if (
-                not call.closed and not self._kept
-            ):  # the sidecar is stopping, or a defect: charge what is known
+            # The sidecar is stopping, or a defect: charge what is known.
+            if not call.closed and not self._terms.background.keeps(call):
                 gate.settle(call, self._read_so_far().metered(Outcome.PARTIAL))
             if self._upstream is not None and not self._upstream.content.at_eof():
                 self._upstream.close()
@@ -203,7 +200,7 @@ class Exchange:
         self.watch.end()
         gone = self.watch.gone
         metered = reader.metered(Outcome.CANCELLED if gone else Outcome.PARTIAL if self._spent else None)
-        charged = await self._charged(metered)
+        charged = await self._terms.background.charge(self._forward.upstream, self._call, metered)
         if gone:
             return self._response or web.Response()
         if self._spent:
@@ -211,17 +208,6 @@ class Exchange:
         if whole or (streams and reader.complete):
             return await self._finish(reader, charged, streams)
         return self._broken_off()
-
-    async def _charged(self, metered: Metered) -> DeductResponse | None:
-        """Charge the call, and the one whose work this answer says is over; keep it open if its own work goes on."""
-        terms, call = self._terms, self._call
-        work_id = f"{self._forward.upstream}/{metered.work_id}" if metered.work_id else ""
-        if work_id and metered.ended is not None:
-            await terms.background.finish(work_id, metered.ended)
-        elif work_id and terms.background.keep(work_id, call):
-            self._kept = True
-            return None
-        return await terms.gate.close_call(call, metered)
 
     async def _relay(self, upstream: aiohttp.ClientResponse, reader: Reader, streams: bool) -> bool:
         """Pass on what comes until the end; return whether the end came."""

@@ -47,7 +47,8 @@ CODINGS = {
 
 
 def upstream_of(case: dict[str, Any]) -> str:
-    return NAMES.get(case["provider"], case["provider"])
+    name: str = case["provider"]
+    return NAMES.get(name, name)
 
 
 def fit(headers: dict[str, str], unwanted: Iterable[str]) -> dict[str, str]:

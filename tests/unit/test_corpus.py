@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
 
 import pytest
 
-from bursar_sidecar.providers.base import Metered, Outcome
 from support.corpus import (
-    NAMES,
     READ_OTHERWISE,
     body_of,
     cases,
     differences,
     needs_corpus,
     pieces,
+    read,
     upstreams,
 )
-
-
-def read(case: dict[str, Any], rng: random.Random | None) -> Metered:
-    """Return what is metered of the recorded answer, its bytes having come through unchanged."""
-    path, _, query = case["path"].partition("?")
-    dialect = upstreams()[NAMES.get(case["provider"], case["provider"])].at(path).dialect
-    request = body_of(case, "request_body")
-    call = dialect.open(case["method"], path, query, case["request_headers"], request)
-    assert call.usage_inserted or call.body == request
-    headers = {name.lower(): value for name, value in case["response_headers"].items()}
-    reader = dialect.reader(call, case["response_status"], headers.get("content-type", ""), headers)
-    answer = body_of(case, "response_body")
-    passed = b"".join(reader.feed(piece) for piece in pieces(answer, rng)) + reader.end()
-    if not call.usage_inserted:
-        assert passed + reader.held == answer
-    metered = reader.metered()
-    assert reader.complete or metered.outcome is Outcome.FAILED
-    return metered
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in pieces"])

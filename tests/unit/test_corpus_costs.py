@@ -15,7 +15,7 @@ from genai_prices.data import providers
 from bursar_server.pricing.catalogue import changes, convert
 from bursar_server.pricing.model import Usage
 from bursar_server.pricing.rules import PriceIndex, call_cost
-from unit.test_corpus import NAMES, cases, needs_corpus, read
+from support.corpus import NAMES, cases, needs_corpus, read
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 MILLION = 1_000_000
