@@ -72,13 +72,14 @@ class Installation:
             await relay.start()
         await asyncio.gather(self.database.start(), self.provider.start())
         for number, relay in enumerate(self.to_database):
-            plane = Part(f"plane {number}", lambda _: SERVE, self._for_plane(number, relay), self.folder)
-            await plane.start()
-            self.planes.append(plane)
+            environ_of = self._for_plane(number, relay)
+            self.planes.append(Part(f"plane {number}", lambda _: SERVE, environ_of, self.folder))
         self.sidecar = Part(
             "sidecar", lambda _: ("-m", "chaos.sidecar"), {**environ, **self._for_sidecar()}, self.folder
         )
-        await self.sidecar.start()
+        first, *others = self.planes
+        await first.start()  # it makes the tables, and the sidecar's token
+        await asyncio.gather(self.sidecar.start(), *(plane.start() for plane in others))
         self.sidecar.environ["BURSAR_SIDECAR_LISTEN"] = self.sidecar.address
 
     async def stop(self) -> None:

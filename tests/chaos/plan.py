@@ -71,7 +71,6 @@ _SHORT = (
     Do.DISK_FULL,
     Do.SIDECAR_AND_OUTBOX,
     Do.CLOCK,
-    Do.PLANE_ON_REPLY,
     Do.TERMINATE,
     Do.EVERYTHING,
 )
@@ -127,8 +126,8 @@ def long_plan(seed: int, kills: int, outage_s: float) -> Plan:
 def short_plan(seed: int) -> Plan:
     """Return a plan of a handful of kills and faults, each once, that a test suite has the time for."""
     rng = random.Random(seed)
-    actions = [_action(rng, what, longest_s=0.6) for what in _SHORT]
-    actions.append(Action(Do.FREEZE, 0.3, 0.0, 2.0, 0, False, 0, 8))
+    actions = [_action(rng, what, longest_s=0.3) for what in _SHORT]
+    actions.append(Action(Do.FREEZE, 0.1, 0.0, 1.5, 0, False, 0, 8))
     return Plan(seed, tuple(actions))
 
 
