@@ -96,7 +96,7 @@ def _there(upstream: Upstream, path: str) -> tuple[Upstream, str, str]:
 
 def _checked(path: str) -> str:
     """Return the one spelling of a path that is forwarded. Raises RouteError where it steps out of its place."""
-    if any(ord(character) <= 0x20 or ord(character) >= 0x7F for character in path):
+    if any(not "!" <= character <= "~" or character == "\\" for character in path):
         raise RouteError(400, "the path has characters that must be percent-encoded")
     path = _NEEDLESS.sub(lambda found: chr(int(found[0][1:], 16)), path)
     decoded = path

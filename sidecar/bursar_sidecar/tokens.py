@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -142,9 +143,20 @@ def _collect(value: object, read: list[str]) -> None:
         elif isinstance(one, dict):
             for name, member in reversed(one.items()):
                 if name in _READ_AS_JSON:
-                    read.append(orjson.dumps(member).decode())
+                    read.append(json_text(member))
                 elif name not in _NOT_READ:
                     waiting.append(member)
+
+
+def json_text(value: object) -> str:
+    """Return `value` as JSON text, whatever it holds; empty where it is nested deeper than any model reads."""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except TypeError:  # half a character, a number beyond 64 bits, or many levels
+        try:
+            return json.dumps(value, default=str)
+        except (ValueError, RecursionError):
+            return ""
 
 
 def _sound(text: str) -> str:

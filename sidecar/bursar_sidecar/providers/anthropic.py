@@ -18,6 +18,7 @@ from bursar_sidecar.providers.readers import (
 )
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.providers.streams import StreamReader
+from bursar_sidecar.tokens import json_text
 from bursar_sidecar.usage import Findings, clamped, count, part, parts, text
 
 _EVENT_BYTES = (b'"message_start"', b'"message_delta"')
@@ -161,9 +162,7 @@ class MessageStream(StreamReader):
 def _spoken(block: Mapping[str, object]) -> list[str]:
     spoken = [text(block.get(name)) for name in ("text", "thinking", "partial_json", "name", "completion")]
     given = block.get("input")
-    return (
-        [*spoken, orjson.dumps(given, default=str).decode()] if isinstance(given, dict) and given else spoken
-    )
+    return [*spoken, json_text(given)] if isinstance(given, dict) and given else spoken
 
 
 def messages_call(request: Request, metered: bool, model: str, stream: bool | None) -> ApiCall:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import orjson
-
 from bursar_sidecar.providers.base import ApiCall, Usage
 from bursar_sidecar.providers.frames import ElementSplitter
 from bursar_sidecar.providers.json_scan import ANYWHERE
 from bursar_sidecar.providers.readers import Document, JsonShape, document
 from bursar_sidecar.providers.streams import Splits, StreamReader
+from bursar_sidecar.tokens import json_text
 from bursar_sidecar.usage import Findings, clamped, count, part, parts, text
 
 #: `Modality` by number, for clients that ask for enums as integers (the API's MediaModality).
@@ -184,5 +183,5 @@ def _spoken(piece: Mapping[str, object]) -> list[str]:
     call = piece.get("functionCall")
     return [
         text(piece.get("text")),
-        orjson.dumps(call, default=str).decode() if isinstance(call, dict) else "",
+        json_text(call) if isinstance(call, dict) else "",
     ]

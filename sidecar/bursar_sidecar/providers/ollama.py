@@ -14,6 +14,7 @@ from bursar_sidecar.providers.output_limit import lowered
 from bursar_sidecar.providers.readers import Document, JsonReader, JsonShape, document, reader_for
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.providers.streams import StreamReader
+from bursar_sidecar.tokens import json_text
 from bursar_sidecar.usage import Findings, count, part, parts, text
 
 _CHAT = "ollama.chat"
@@ -45,7 +46,7 @@ def read_answer(answer: Document, found: Findings) -> None:
         spoken = [text(answer.get("response")), text(answer.get("thinking"))]
         spoken += [text(message.get("content")), text(message.get("thinking"))]
         calls = [part(one.get("function")) for one in parts(message.get("tool_calls"))]
-        spoken += [orjson.dumps(one, default=str).decode() for one in calls]
+        spoken += [json_text(one) for one in calls]
         found.say(*spoken)
 
 

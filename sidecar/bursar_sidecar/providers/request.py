@@ -101,10 +101,10 @@ class Request:
         if not isinstance(tags, dict):
             return {}
         for key, value in tags.items():
+            if not _is_unicode(key) or (isinstance(value, str) and not _is_unicode(value)):
+                raise InvalidTags("metadata.tags", "a tag must be valid Unicode text")
             if not isinstance(value, str):
                 raise InvalidTags(f"metadata.tags.{key}", "a tag's value must be text")
-            if not _is_unicode(key) or not _is_unicode(value):
-                raise InvalidTags("metadata.tags", "a tag must be valid Unicode text")
         self._edits += self._tag_edits()
         return dict(tags)
 
