@@ -188,7 +188,7 @@ async def test_without_the_extra_the_app_hears_which_is_missing(
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(signing.importlib, "import_module", missing)
+    monkeypatch.setattr("bursar_sidecar.signing.importlib.import_module", missing)
     settings = without_key(environment(plane.url, tmp_path, bedrock=upstream.url), "BEDROCK", **aws)
     async with running_sidecar(settings) as sidecar, await sidecar.post(CONVERSE, json=ASKED) as answer:
         refused = await answer.json()

@@ -82,3 +82,29 @@ def test_an_answer_cut_anywhere_is_metered(name: str) -> None:
         came = passed + reader.end() + reader.held
         if case.app == case.answer:
             assert came == case.answer[:stop]
+
+
+#: Answers of one JSON object, of which everything is known.
+OBJECTS = [
+    name
+    for name in CASES
+    if Case(name).answer[:1] == b"{"
+    and Case(name).held == Case(name).answer
+    and not Case(name).expected["estimated"]
+]
+
+
+@pytest.mark.parametrize("padding", [b'"padding":"' + b"x" * (2 << 20) + b'",', b" " * (2 << 20)])
+@pytest.mark.parametrize("name", OBJECTS)
+def test_an_answer_too_large_to_keep_says_the_same(name: str, padding: bytes) -> None:
+    """F099: it passes as it comes, all but its last piece."""
+    case = Case(name)
+    reader = case.reader()
+    body = case.answer[:1] + padding + case.answer[1:]
+    cut = [body[at : at + (64 << 10)] for at in range(0, len(body), 64 << 10)]
+    passed = b"".join([reader.feed(piece) for piece in cut])
+    assert (passed, reader.end(), reader.held) == (body[: -len(cut[-1])], b"", cut[-1])
+    metered = reader.metered()
+    assert (shown(metered), metered.estimated) == (case.expected["items"], False)
+    assert (metered.outcome.name, reader.complete) == (case.expected["outcome"], True)
+    assert metered.provider_cost_usd == case.expected.get("provider_cost_usd")

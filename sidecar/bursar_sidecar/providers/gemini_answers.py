@@ -85,6 +85,10 @@ def _place(found: Document, key: str, depth: int, value: object) -> None:
         candidates.append({"groundingMetadata": {key: value}})
     elif key == "finishReason":
         candidates.append({key: value})
+    elif key == "token_count":
+        predictions = found.setdefault("predictions", [])
+        if isinstance(predictions, list):
+            predictions.append({"embeddings": {"statistics": {key: value}}})
     elif key == "text":
         candidates.append({"content": {"parts": [{key: value}]}})
     elif depth == 1:
@@ -99,6 +103,7 @@ _WANTED = {
     b"webSearchQueries": ANYWHERE,
     b"finishReason": ANYWHERE,
     b"text": ANYWHERE,
+    b"token_count": ANYWHERE,
 }
 
 ANSWER = JsonShape(read=read_answer, wanted=_WANTED, place=_place)
