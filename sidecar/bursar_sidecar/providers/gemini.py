@@ -13,7 +13,7 @@ from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
 from bursar_sidecar.providers.gemini_answers import ANSWER, ArrayStream, GeminiStream
 from bursar_sidecar.providers.gemini_interactions import INTERACTION, InteractionStream
 from bursar_sidecar.providers.output_limit import lowered
-from bursar_sidecar.providers.readers import document, reader_for
+from bursar_sidecar.providers.readers import JsonReader, UndecidedReader, document, reader_for
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.usage import count, part, text
 
@@ -113,7 +113,9 @@ class Gemini:
         if call.api == INTERACTIONS:
             return reader_for(call, status, content_type, INTERACTION, InteractionStream)
         if call.metered and call.stream and "json" in content_type and 200 <= status < 300:
-            return ArrayStream(call, status)
+            return UndecidedReader(
+                lambda: JsonReader(call, status, ANSWER), lambda: ArrayStream(call, status), _is_array
+            )
         return reader_for(call, status, content_type, ANSWER, GeminiStream)
 
     def credential_headers(self, api_key: str) -> dict[str, str]:
@@ -139,6 +141,11 @@ class Gemini:
             "details": details,
         }
         return orjson.dumps({"error": error})
+
+
+def _is_array(first: bytes) -> bool | None:
+    begins = first.lstrip()[:1]
+    return None if not begins else begins == b"["
 
 
 def _interaction(request: Request) -> ApiCall:

@@ -41,6 +41,8 @@ _LIMITS = {
 _APIS = (
     ("/chat/completions", CHAT_COMPLETIONS),
     ("/v1/chat", CHAT_COMPLETIONS),
+    ("/fim/completions", CHAT_COMPLETIONS),  # Mistral's, and so are agents: they answer as a chat does
+    ("/agents/completions", CHAT_COMPLETIONS),
     ("/completions", COMPLETIONS),
     ("/responses", RESPONSES),
     ("/responses/compact", RESPONSES),

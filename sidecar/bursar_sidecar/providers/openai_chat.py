@@ -189,6 +189,8 @@ def _read_common(answer: Document, found: Findings) -> None:
     raw = answer.get("usage")
     if not isinstance(raw, dict):
         raw = part(answer.get("x_groq")).get("usage")
+    if not isinstance(raw, dict):  # Moonshot's streams have it in the last choice
+        raw = next((one["usage"] for one in parts(answer.get("choices")) if one.get("usage")), None)
     if isinstance(raw, dict):
         found.usage = chat_usage(raw)
         found.service_tier = found.service_tier or text(raw.get("service_tier"))
