@@ -83,6 +83,8 @@ def command(config_file: Path | None, upstream_flags: tuple[str, ...], **given: 
 
 
 async def _serve(config: Config) -> int:
+    # Before the libraries are loaded: what they bring stays, and looking through it now and then only takes time.
+    gc.set_threshold(_GC_THRESHOLD, 10, 10)
     from bursar_sidecar.outbox import OutboxInUseError  # late: --help and a wrong setting answer at once
     from bursar_sidecar.telemetry import start_logging
 
@@ -146,7 +148,6 @@ def _settle_memory() -> None:
     """Let the collector pass over what has been loaded: it lives as long as the process."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD, 10, 10)
 
 
 def _run(main_coroutine: Coroutine[Any, Any, int]) -> int:

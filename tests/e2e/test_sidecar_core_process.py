@@ -223,25 +223,34 @@ def rss_kib(pid: int) -> int:
     return int(done.stdout)
 
 
-def rss_kib_of_bare_aiohttp() -> int:
+def bare_aiohttp() -> tuple[float, int]:
+    """Return in what time a process has loaded its HTTP library, in seconds, and what that takes, in KiB."""
     script = "import aiohttp.web, uvloop; print(flush=True); input()"
+    started = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as bare:
         assert bare.stdout is not None
         bare.stdout.readline()
+        took = time.monotonic() - started
         taken = rss_kib(bare.pid)
         bare.communicate("\n")
-    return taken
+    return took, taken
 
 
 async def test_it_is_light(plane: Served, tmp_path: Path) -> None:
-    """It starts in well under a second, and idles at little more than its HTTP library takes."""
-    fastest = 9.0
+    """It starts, and idles, at little more than its HTTP library takes.
+
+    Times are compared with the library's own in turns: on a busy machine both take longer.
+    """
+    times: list[float] = []
+    bare_times: list[float] = []
     for _ in range(3):
+        bare_s, bare_kib = await asyncio.to_thread(bare_aiohttp)
         started = time.monotonic()
         async with sidecar_process(environment(plane.url, tmp_path)) as sidecar:
-            fastest = min(fastest, time.monotonic() - started)
+            times.append(time.monotonic() - started)
             taken_kib = await asyncio.to_thread(rss_kib, sidecar.process.pid)
-    assert fastest < 0.9
-    assert taken_kib < 1.7 * await asyncio.to_thread(rss_kib_of_bare_aiohttp)
+        bare_times.append(bare_s)
+    assert min(times) < 2.5 * min(bare_times)
+    assert taken_kib < 1.7 * bare_kib
