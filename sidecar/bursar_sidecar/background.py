@@ -58,6 +58,8 @@ class Background:
         call = kept[0]
         if metered.estimated:  # it ended without usage
             metered = replace(unheard(call.ask), outcome=metered.outcome)
+        items = tuple(replace(item, model=item.model or call.ask.model) for item in metered.items)
+        metered = replace(metered, items=items)
         await self._gate.close_call(call, metered)
 
     def tick(self) -> None:

@@ -155,3 +155,25 @@ async def test_a_sidecar_that_stops_charges_what_it_kept(
     record = plane.service.records[request_id]
     assert (record.estimated, record.items[0].usage.output_tokens) == (True, 300)
     assert plane.service.holds == {}
+
+
+async def test_an_interaction_of_geminis_too(plane: Served, upstream: OddUpstream, tmp_path: Path) -> None:
+    path = "/gemini/v1beta/interactions"
+    state: dict[str, Any] = {
+        "id": "v1_x",
+        "object": "interaction",
+        "status": "in_progress",
+        "agent": "researcher",
+    }
+    async with running_sidecar(environment(plane.url, tmp_path, gemini=upstream.url)) as sidecar:
+        upstream.answer = json_answer(json.dumps(state).encode())
+        async with await sidecar.post(path, json={"agent": "researcher", "background": True}) as answer:
+            request_id = answer.headers["x-bursar-request-id"]
+        assert plane.service.records == {}
+        state |= {"status": "completed", "usage": {"total_input_tokens": 9, "total_output_tokens": 30}}
+        upstream.answer = json_answer(json.dumps(state).encode())
+        for _ in range(2):
+            async with sidecar.client.get(f"{sidecar.url}{path}/v1_x", headers=AUTHORIZED) as answer:
+                assert answer.status == 200
+    (item,) = plane.service.records[request_id].items
+    assert (item.model, item.usage.input_tokens, item.usage.output_tokens) == ("researcher", 9, 30)

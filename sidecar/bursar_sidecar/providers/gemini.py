@@ -13,15 +13,16 @@ from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
 from bursar_sidecar.providers.gemini_answers import ANSWER, ArrayStream, GeminiStream
 from bursar_sidecar.providers.gemini_interactions import INTERACTION, InteractionStream
 from bursar_sidecar.providers.output_limit import lowered
-from bursar_sidecar.providers.readers import JsonReader, UndecidedReader, document, reader_for
+from bursar_sidecar.providers.readers import JsonReader, ReadAgain, UndecidedReader, document, reader_for
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.usage import count, part, text
 
 _PATH = re.compile(r"(?:^|/)(?:models|tunedModels|endpoints)/([^/:]+):(\w+)$")
-_INTERACTIONS = re.compile(r"(?:^|/)interactions$")
+_INTERACTIONS = re.compile(r"(?:^|/)interactions(?:/([^/]+)(/cancel)?)?$")
 
 _EMBED = "gemini.embed_content"
 INTERACTIONS = "gemini.interactions"
+READ_AGAIN = "gemini.interactions_read"
 
 #: Both spellings of proto3 JSON, the usual one first.
 _CONFIGS = ("generationConfig", "generation_config")
@@ -76,8 +77,14 @@ class Gemini:
         path = unquote(path)
         found = _PATH.search(path)
         request = Request(body)
-        if _INTERACTIONS.search(path) is not None and method == "POST":
-            return _interaction(request)
+        interaction = _INTERACTIONS.search(path)
+        if interaction is not None and method in ("GET", "POST"):
+            work_id, cancels = interaction.groups()
+            if work_id is None and method == "POST":
+                return _interaction(request)
+            if work_id is not None and method == ("POST" if cancels else "GET"):
+                stream = "stream=true" in query
+                return ApiCall(READ_AGAIN, False, "", stream, 0, None, body=body, work_id=work_id)
         model, verb = (found.group(1), found.group(2)) if found is not None else ("", "")
         api, metered = _VERBS.get(verb, ("gemini.other", False))
         metered = metered and method == "POST"
@@ -110,6 +117,8 @@ class Gemini:
         headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
     ) -> Reader:
         """Return a fresh reader; a stream that is not SSE is one JSON array."""
+        if call.api == READ_AGAIN:
+            return ReadAgain(call, status, content_type, INTERACTION, InteractionStream)
         if call.api == INTERACTIONS:
             return reader_for(call, status, content_type, INTERACTION, InteractionStream)
         if call.metered and call.stream and "json" in content_type and 200 <= status < 300:

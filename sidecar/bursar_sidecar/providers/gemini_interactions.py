@@ -35,6 +35,7 @@ def interaction_usage(raw: Mapping[str, object]) -> Usage:
 def read_interaction(answer: Document, found: Findings) -> None:
     """Note what an interaction says; one that is still in progress is not billable yet."""
     found.model = text(answer.get("model")) or found.model
+    found.work_id = text(answer.get("id")) or found.work_id
     found.service_tier = text(answer.get("service_tier")) or found.service_tier
     status = answer.get("status")
     found.deferred = status in ("queued", "in_progress")
@@ -48,7 +49,7 @@ def read_interaction(answer: Document, found: Findings) -> None:
 
 INTERACTION = JsonShape(
     read=read_interaction,
-    wanted={b"model": 1, b"service_tier": 1, b"status": 1, b"error": 1, b"usage": 1},
+    wanted={b"id": 1, b"model": 1, b"service_tier": 1, b"status": 1, b"error": 1, b"usage": 1},
 )
 
 

@@ -11,9 +11,9 @@ import orjson
 from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
 from bursar_sidecar.providers.openai_chat import CHAT, ChatStream
 from bursar_sidecar.providers.openai_media import MEDIA, MediaStream
-from bursar_sidecar.providers.openai_responses import RESPONSE, ReadAgain, ResponseStream
+from bursar_sidecar.providers.openai_responses import RESPONSE, ResponseStream
 from bursar_sidecar.providers.output_limit import lowered
-from bursar_sidecar.providers.readers import document, reader_for
+from bursar_sidecar.providers.readers import ReadAgain, document, reader_for
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.usage import count, text
 
@@ -134,7 +134,7 @@ class OpenAI:
     ) -> Reader:
         """Return a fresh reader for the answer to `call`."""
         if call.api == READ_AGAIN:
-            return ReadAgain(call, status, content_type)
+            return ReadAgain(call, status, content_type, RESPONSE, ResponseStream)
         if call.api in _MEDIA:
             return reader_for(call, status, content_type, MEDIA, MediaStream)
         if call.api == RESPONSES:

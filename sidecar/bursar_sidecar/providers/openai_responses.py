@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
-from bursar_sidecar.providers.base import ApiCall, Metered, Outcome, Usage
+from bursar_sidecar.providers.base import Usage
 from bursar_sidecar.providers.openai_chat import provider_cost
-from bursar_sidecar.providers.readers import Document, JsonShape, document, reader_for
+from bursar_sidecar.providers.readers import Document, JsonShape, document
 from bursar_sidecar.providers.sse import data_of
 from bursar_sidecar.providers.streams import StreamReader
 from bursar_sidecar.usage import Findings, clamped, count, part, parts, text
@@ -124,46 +123,6 @@ class ResponseStream(StreamReader):
         delta = event.get("delta")
         if isinstance(delta, str) and text(event.get("type")).endswith(".delta"):
             self._found.say(delta)
-
-
-class ReadAgain:
-    """Reads a response that is fetched by its id: its usage is that of the call that made it, and is not billed again.
-
-    Where it is over, `metered` says so with what it consumed, for that call to be charged if it has not been.
-    """
-
-    def __init__(self, call: ApiCall, status: int, content_type: str) -> None:
-        self._status = status
-        self._work_id = call.work_id
-        self._inner = reader_for(replace(call, metered=True), status, content_type, RESPONSE, ResponseStream)
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what may go to the app now."""
-        return self._inner.feed(data)
-
-    def end(self) -> bytes:
-        """Return what is left and not held."""
-        return self._inner.end()
-
-    @property
-    def complete(self) -> bool:
-        """Whether the finishing event or the whole JSON body has been seen."""
-        return self._inner.complete
-
-    @property
-    def held(self) -> bytes:
-        """The finishing event, or the JSON answer."""
-        return self._inner.held
-
-    def metered(self, outcome: Outcome | None = None) -> Metered:
-        """Return that nothing was consumed, and what the response consumed if it is over."""
-        found = self._inner.metered()
-        told = bool(found.items) and not found.estimated
-        over = told or found.outcome in (Outcome.FAILED, Outcome.CANCELLED)
-        nothing = Metered((), False, None, outcome or found.outcome)
-        if not over or not 200 <= self._status < 300:
-            return nothing
-        return replace(nothing, work_id=self._work_id, ended=found)
 
 
 def _item_texts(item: Mapping[str, object]) -> list[str]:

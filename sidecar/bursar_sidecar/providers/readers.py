@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import orjson
@@ -269,3 +269,50 @@ def reader_for(
     if media == "text/event-stream":
         return stream_reader(call, status)
     return UndecidedReader(lambda: JsonReader(call, status, shape), lambda: stream_reader(call, status))
+
+
+class ReadAgain:
+    """Reads what is fetched by its id: its usage is that of the call that made it, and is not billed again.
+
+    Where it is over, `metered` says so with what it consumed, for that call to be charged if it has not been.
+    """
+
+    def __init__(
+        self,
+        call: ApiCall,
+        status: int,
+        content_type: str,
+        shape: JsonShape,
+        stream_reader: Callable[[ApiCall, int], Reader],
+    ) -> None:
+        self._status = status
+        self._work_id = call.work_id
+        self._inner = reader_for(replace(call, metered=True), status, content_type, shape, stream_reader)
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what may go to the app now."""
+        return self._inner.feed(data)
+
+    def end(self) -> bytes:
+        """Return what is left and not held."""
+        return self._inner.end()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the finishing event or the whole JSON body has been seen."""
+        return self._inner.complete
+
+    @property
+    def held(self) -> bytes:
+        """The finishing event, or the JSON answer."""
+        return self._inner.held
+
+    def metered(self, outcome: Outcome | None = None) -> Metered:
+        """Return that nothing was consumed, and what the response consumed if it is over."""
+        found = self._inner.metered()
+        told = bool(found.items) and not found.estimated
+        over = told or found.outcome in (Outcome.FAILED, Outcome.CANCELLED)
+        nothing = Metered((), False, None, outcome or found.outcome)
+        if not over or not 200 <= self._status < 300:
+            return nothing
+        return replace(nothing, work_id=self._work_id, ended=found)
