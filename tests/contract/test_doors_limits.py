@@ -105,7 +105,8 @@ def test_handlers_know_the_deadline(doors: Doors) -> None:
     reply = request(doors.url, "/bursar.v1.MeteringService/Check", asked.SerializeToString(), headers=headers)
     over_grpc = call_grpc(doors.grpc_address, "MeteringService/Check", asked, timeout=5)
     for body in (reply.body, over_grpc.body):
-        assert 4000 < CheckResponse.FromString(body).retry_after_ms <= 5000
+        # Two clocks and a rounding lie between.
+        assert 4000 < CheckResponse.FromString(body).retry_after_ms <= 5100
     forever = call_grpc(doors.grpc_address, "MeteringService/Check", asked, timeout=None)
     assert not CheckResponse.FromString(forever.body).HasField("retry_after_ms")
 

@@ -87,6 +87,7 @@ FEATURE_EXTRAS: dict[str, set[str]] = {
         "directory.py",
         "history.py",
         "lane.py",
+        "needs.py",
         "observer.py",
         "tickets.py",
         "waits.py",

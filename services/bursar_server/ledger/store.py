@@ -4,7 +4,7 @@ Rows are locked in the order that every money transaction keeps: balances, grant
 One JSON parameter a table was among the fastest styles measured, and needs no escaping.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,9 +38,14 @@ from bursar_server.pricing.model import CallCost, Usage
 
 Row = tuple[Any, ...]
 
-_LOCK_BALANCES = """
+_BALANCE = """
 SELECT b.tenant_id, b.budget_id, b.period_key, b.period_start, b.period_end, b.spent_nanos, b.held_nanos, b.spent_tokens,
-       b.held_tokens, b.shadow_denials, b.alerted_pct
+       b.held_tokens, b.shadow_denials, b.alerted_pct"""
+_LOCK_BALANCES = f"""{_BALANCE}
+FROM unnest(%s::uuid[], %s::uuid[], %s::text[]) AS k(t, i, p)
+    JOIN balances b ON b.tenant_id = k.t AND b.budget_id = k.i AND b.period_key = k.p
+ORDER BY b.tenant_id, b.budget_id, b.period_key FOR UPDATE OF b"""
+_LOCK_BALANCES_OF_HOLDS = f"""{_BALANCE}
 FROM balances b JOIN (
     SELECT t, i, p FROM unnest(%s::uuid[], %s::uuid[], %s::text[]) AS k(t, i, p)
     UNION
@@ -125,16 +130,21 @@ def send_locks(
     grants: Iterable[GrantKey],
     held_calls: Iterable[UUID],
     calls: Iterable[CallKey],
+    unknown_legs: Collection[UUID],
 ) -> Callable[[], LockedRows]:
     """Queue the statements that lock and read a batch's state; the function returned fetches it after the round trip.
 
-    `held_calls` are the calls whose holds, and whatever those hold on, are locked too; their grants only where any are
-    named, so that the many batches that no grant is part of have a statement less.
+    `held_calls` are the calls whose holds are locked too; of `unknown_legs` also the balances that they are on. Their
+    grants are locked only where any are named, so that the many batches that no grant is part of have a statement less.
     """
     balance_keys, grant_keys, call_keys = list(balances), list(grants), list(calls)
     held = array_of(held_calls)
     periods = "{" + ",".join([key[2] for key in balance_keys]) + "}"
-    of_balances = send(_LOCK_BALANCES, *columns_of(balance_keys, 2), periods, held)
+    if unknown_legs:
+        legs = array_of(unknown_legs)
+        of_balances = send(_LOCK_BALANCES_OF_HOLDS, *columns_of(balance_keys, 2), periods, legs)
+    else:
+        of_balances = send(_LOCK_BALANCES, *columns_of(balance_keys, 2), periods)
     of_grants = send(_LOCK_GRANTS, *columns_of(grant_keys, 2), held) if grant_keys else None
     of_holds = send(_LOCK_HOLDS, held)
     of_revisions = send(_READ_REVISIONS, *columns_of(call_keys, 2))

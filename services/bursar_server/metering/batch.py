@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from bursar_server.budgets.model import Admission, Budget
+from bursar_server.budgets.model import Budget
 from bursar_server.db.connection import tenant_lock_key
 from bursar_server.db.lane import DatabaseError, LaneConnection, Pipeline, array_of, columns_of
 from bursar_server.kit import ids
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.ledger import service as ledger
-from bursar_server.ledger.model import BalanceKey, CallKey, FiredThreshold, GrantKey, Record, Source
+from bursar_server.ledger.model import BalanceKey, FiredThreshold, Record, Source
 from bursar_server.ledger.service import MissingRowsError
 from bursar_server.metering import rules, store
 from bursar_server.metering.checks import evaluate_check
@@ -33,6 +33,7 @@ from bursar_server.metering.model import (
     ReleaseCall,
     Subject,
 )
+from bursar_server.metering.needs import Needs, OpenLegs, holding_budgets, times
 from bursar_server.metering.waits import PLACE_LASTS, WaitKey, Waits
 from bursar_server.metering.writes import write
 from bursar_server.pricing.model import Price
@@ -60,20 +61,6 @@ class Outcome:
     freed: bool = False
 
 
-@dataclass(slots=True)
-class _Needs:
-    """What a batch locks: grows where a round finds that something is missing."""
-
-    subjects: dict[PrincipalRef, Subject]
-    request_ids: dict[int, UUID]
-    balances: set[BalanceKey] = field(default_factory=set)
-    grants: set[GrantKey] = field(default_factory=set)
-    calls: set[CallKey] = field(default_factory=set)
-    held: set[UUID] = field(default_factory=set)
-    tenants: set[UUID] = field(default_factory=set)
-    owners: dict[UUID, UUID] = field(default_factory=dict)
-
-
 class BatchRunner:
     """Runs batches on one connection. Belongs to one lane; not shared between threads."""
 
@@ -92,6 +79,7 @@ class BatchRunner:
         self._clock = clock
         self._history = history
         self._known_balances: set[BalanceKey] = set()
+        self._open_legs = OpenLegs()
         self._oldest_record: datetime | None = None
         self._database_time: tuple[datetime, float] | None = None
 
@@ -161,10 +149,10 @@ class BatchRunner:
         """Look for the oldest partition again: months were made or dropped."""
         self._oldest_record = None
 
-    def _needs_of(self, calls: Sequence[Call], *, reload: bool = False) -> _Needs:
+    def _needs_of(self, calls: Sequence[Call], *, reload: bool = False) -> Needs:
         refs = [call.principal for call in calls if not isinstance(call, ExpireCall)]
         subjects = self._directory.subjects(self._connection, refs, reload=reload)
-        needs = _Needs(subjects, {})
+        needs = Needs(subjects, {})
         now = self.database_now()
         unnamed = [
             call.request_id
@@ -193,6 +181,8 @@ class BatchRunner:
             needs.request_ids[index] = request_id
             needs.tenants.add(tenant_id)
             needs.held.add(request_id)
+            if not isinstance(call, CheckCall):
+                self._open_legs.need(needs, (tenant_id, request_id))
             needs.calls.add((tenant_id, request_id))
             if isinstance(call, CheckCall):
                 self._needs_of_check(call, subjects[call.principal], now, needs)
@@ -202,13 +192,13 @@ class BatchRunner:
         self._make_balances(now, needs)
         return needs
 
-    def _needs_of_check(self, call: CheckCall, subject: Subject, now: datetime, needs: _Needs) -> None:
+    def _needs_of_check(self, call: CheckCall, subject: Subject, now: datetime, needs: Needs) -> None:
         tags = {**(subject.default_tags or {}), **call.tags}
         for budget in rules.applicable(subject, tags)[: rules.MAX_BUDGETS_PER_CALL]:
             needs.balances.add((budget.tenant_id, budget.budget_id, budget.period_key_at(now)))
         needs.grants.update((subject.tenant_id, grant_id) for grant_id in subject.grant_ids)
 
-    def _make_balances(self, now: datetime, needs: _Needs) -> None:
+    def _make_balances(self, now: datetime, needs: Needs) -> None:
         """Make and commit the balances of periods that are new to this process."""
         unknown = needs.balances - self._known_balances
         if not unknown:
@@ -239,7 +229,7 @@ class BatchRunner:
             return call.request_id
         return call.request_id
 
-    def _round(self, calls: Sequence[Call], needs: _Needs, lock_timeout_ms: int | None) -> Outcome:
+    def _round(self, calls: Sequence[Call], needs: Needs, lock_timeout_ms: int | None) -> Outcome:
         context = self._locked(calls, needs, lock_timeout_ms)
         results: list[Result] = []
         missing = MissingRowsError()
@@ -256,6 +246,7 @@ class BatchRunner:
             ]
             raise missing
         write(self._pipeline, context)
+        self._open_legs.learn(context.books)
         self._history.add(
             (tenant_id, record.attribution.api_key_id, record.model, record.cost.total_nanos)
             for (tenant_id, _), records in context.books.records.items()
@@ -291,13 +282,13 @@ class BatchRunner:
                 Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
             )
 
-    def _locked(self, calls: Sequence[Call], needs: _Needs, lock_timeout_ms: int | None) -> BatchContext:
+    def _locked(self, calls: Sequence[Call], needs: Needs, lock_timeout_ms: int | None) -> BatchContext:
         """Lock and read everything that the batch needs, in one round trip."""
         connection = self._connection
         oldest = self.oldest_record()
         tenants = [*needs.tenants, ids.PLATFORM_TENANT_ID]
         rate_keys = self._rate_keys(calls, needs)
-        queued = _holding_budgets(calls, needs)
+        queued = holding_budgets(calls, needs)
         send = self._pipeline.send
         send("BEGIN")
         if lock_timeout_ms is not None:
@@ -306,8 +297,10 @@ class BatchRunner:
             store.LOCK_TENANTS, "{" + ",".join(str(tenant_lock_key(tenant_id)) for tenant_id in tenants) + "}"
         )
         of_versions = send(store.READ_VERSIONS, array_of(tenants))
-        fetch = ledger.send_locks(send, needs.balances, needs.grants, needs.held, needs.calls)
-        of_rates = send(store.LOCK_RATES, *columns_of(rate_keys, 2), _times(rate_keys)) if rate_keys else None
+        fetch = ledger.send_locks(
+            send, needs.balances, needs.grants, needs.held, needs.calls, needs.unknown_legs
+        )
+        of_rates = send(store.LOCK_RATES, *columns_of(rate_keys, 2), times(rate_keys)) if rate_keys else None
         of_waits = send(store.READ_WAITS, *columns_of(queued, 2)) if queued else None
         self._pipeline.run()
         version_rows = of_versions.rows()
@@ -353,7 +346,7 @@ class BatchRunner:
             self._history.add(store.recent_costs(self._connection, tenant_id, RECENT_CALLS))
         return self._history.expected_nanos(tenant_id, api_key_id, model)
 
-    def _rate_keys(self, calls: Sequence[Call], needs: _Needs) -> list[store.RateKey]:
+    def _rate_keys(self, calls: Sequence[Call], needs: Needs) -> list[store.RateKey]:
         window = rules.minute_of(self.database_now())
         limited = {
             (subject.tenant_id, subject.user_id, minute)
@@ -366,7 +359,7 @@ class BatchRunner:
         }
         return sorted(key for key in limited if key[1] is not None)
 
-    def _refuse_stale(self, needs: _Needs, versions: dict[UUID, int]) -> None:
+    def _refuse_stale(self, needs: Needs, versions: dict[UUID, int]) -> None:
         platform = versions[ids.PLATFORM_TENANT_ID]
         for subject in needs.subjects.values():
             known = versions.get(subject.tenant_id)
@@ -374,21 +367,3 @@ class BatchRunner:
                 continue
             if subject.tenant_version != known or subject.platform_version != platform:
                 raise StaleDirectoryError
-
-
-def _times(rate_keys: Sequence[store.RateKey]) -> str:
-    """Return the windows of rate keys as the text of a `timestamptz[]`."""
-    return "{" + ",".join([key[2].isoformat() for key in rate_keys]) + "}"
-
-
-def _holding_budgets(calls: Sequence[Call], needs: _Needs) -> list[tuple[UUID, UUID]]:
-    """Return the budgets of a batch's Checks that hold amounts: others may be waiting for them."""
-    principals = {call.principal for call in calls if isinstance(call, CheckCall)}
-    return sorted(
-        {
-            (budget.tenant_id, budget.budget_id)
-            for principal in principals
-            for budget in needs.subjects[principal].budgets
-            if budget.admission is not Admission.ANY_REMAINING
-        }
-    )

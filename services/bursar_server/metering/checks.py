@@ -83,7 +83,7 @@ def _known(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAns
         # The call was ended in another process while its Check was under way: only the hold is left of it.
         context.books.close(hold)
     elif hold is not None:
-        legs = [(context.books.budget_of(leg.key[1]), context.books.balances[leg.key]) for leg in hold.legs]
+        legs = [(context.books.budget_of(leg.key[1]), context.books.balance(leg.key)) for leg in hold.legs]
         states = [(budget, balance) for budget, balance in legs if budget is not None]
         grants = [context.books.grant(leg.key) for leg in hold.grant_legs]
         return CheckAnswer(
