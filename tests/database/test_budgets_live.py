@@ -62,7 +62,7 @@ async def test_nothing_is_missed_and_nothing_counted_twice(admin: AdminSide, led
     key, made = await key_of_alice(admin)
     group = tenant_service_pb2.CreateGroupRequest(name="core", user_ids=[ALICE])
     group_id = (await admin.tenant_rpc.create_group(group, called_by(OPERATOR))).group.group_id
-    stop = asyncio.Event()
+    first, stop = asyncio.Event(), asyncio.Event()
     charged = 0
 
     async def call_on_and_on() -> None:
@@ -70,10 +70,10 @@ async def test_nothing_is_missed_and_nothing_counted_twice(admin: AdminSide, led
         while not stop.is_set():
             answer = await ledger.deduct(key, new_id())
             charged += answer.cost.total_nanos
+            first.set()
 
     callers = [asyncio.create_task(call_on_and_on()) for _ in range(6)]
-    while not charged:
-        await asyncio.sleep(0.01)
+    await first.wait()
     budgets = []
     for scope in (
         BudgetScope(tenant_id="default"),
