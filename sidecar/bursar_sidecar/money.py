@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 _NANO = Decimal("1e-9")
+# The control plane takes no larger amount for an amount of money.
+_MOST_USD = Decimal(10**9)
 
 
 def usd_text(nanos: int) -> str:
@@ -15,10 +17,14 @@ def usd_text(nanos: int) -> str:
 
 
 def usd_of_text(text: str | None) -> float | None:
-    """Return a provider's own amount as the double that the contract carries, at most 9 decimals; None for no amount."""
+    """Return a provider's own amount as the double that the contract carries, at most 9 decimals.
+
+    None for no amount, and for one that the control plane would refuse: the call must be charged all the same.
+    """
     if text is None:
         return None
     try:
-        return float(Decimal(text).quantize(_NANO, rounding=ROUND_HALF_EVEN))
+        amount = Decimal(text).quantize(_NANO, rounding=ROUND_HALF_EVEN)
     except InvalidOperation:
         return None
+    return float(amount) if 0 <= amount <= _MOST_USD else None

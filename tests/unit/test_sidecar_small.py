@@ -76,7 +76,15 @@ def test_money_as_people_read_it(nanos: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "usd"),
-    [(None, None), ("0.1", 0.1), ("0.00012345678949", 0.000123457), ("1e3", 1000.0), ("x", None)],
+    [
+        (None, None),
+        ("0.1", 0.1),
+        ("0.00012345678949", 0.000123457),
+        ("1e3", 1000.0),
+        ("x", None),
+        ("-1", None),
+        ("1e10", None),
+    ],
 )
 def test_a_providers_own_cost_has_at_most_nine_decimals(text: str | None, usd: float | None) -> None:
     assert usd_of_text(text) == usd
