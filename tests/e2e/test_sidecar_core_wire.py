@@ -74,7 +74,7 @@ def posted(target: str, *lines: str, body: bytes = BODY) -> bytes:
         "//evil.example/openai/v1/chat/completions",
         "/openai/../anthropic/v1/messages",
         "/openai/%2e%2e/anthropic/v1/messages",
-        "/openai//evil.example/x",
+        "/openai/v1//evil.example/x",
         "/openai/v1/..%2f..%2fx",
     ],
 )
