@@ -41,13 +41,14 @@ class Known:
     """What is known of a provider by its name.
 
     `keys` are the variables that usually hold its credential, `url_variable` the one that usually holds its address.
-    `include_usage`: a stream reports its usage only when asked (`stream_options.include_usage`).
+    `include_usage`: a stream reports its usage only when asked (`stream_options.include_usage`); None where that is to be
+    found out.
     """
 
     url: str = ""
     dialect: str = "openai"
     keys: tuple[str, ...] = ()
-    include_usage: bool = False
+    include_usage: bool | None = False
     key_header: str = ""
     url_variable: str = ""
 
@@ -122,7 +123,7 @@ def resolve(
     missing: dict[str, str] = {}
     for name in {**KNOWN, **settings}:
         given = settings.get(name, {})
-        known = KNOWN.get(name, Known(include_usage=True))
+        known = KNOWN.get(name, Known(include_usage=None))
         dialect = _dialect_name(name, given, known)
         region = _region(environment)
         url = given.get("URL") or environment.get(known.url_variable) or known.url
@@ -152,7 +153,7 @@ def _upstream(
     environment: Mapping[str, str],
 ) -> Upstream:
     origin, base_path = _split(name, url)
-    compatible = OpenAI(inserts_usage=_on(name, given.get("INCLUDE_USAGE"), known.include_usage))
+    compatible = OpenAI(inserts_usage=_include_usage(name, given.get("INCLUDE_USAGE"), known.include_usage))
     dialect = compatible if dialect_name == "openai" else dialect_named(dialect_name)
     key = given.get("API_KEY") or next(
         (environment[variable] for variable in known.keys if environment.get(variable)), ""
@@ -238,14 +239,16 @@ def _split(name: str, url: str) -> tuple[str, str]:
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}", parts.path.rstrip("/")
 
 
-def _on(name: str, text: str | None, default: bool) -> bool:
+def _include_usage(name: str, text: str | None, default: bool | None) -> bool | None:
     if text is None or text == "":
         return default
     if text.lower() in ("on", "true", "yes", "1"):
         return True
     if text.lower() in ("off", "false", "no", "0"):
         return False
-    raise UpstreamError(f"{_variable(name, 'INCLUDE_USAGE')}: must be on or off")
+    if text.lower() == "auto":
+        return None
+    raise UpstreamError(f"{_variable(name, 'INCLUDE_USAGE')}: must be on, off or auto")
 
 
 def _variable(name: str, field: str) -> str:

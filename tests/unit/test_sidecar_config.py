@@ -63,7 +63,7 @@ def test_every_setting_is_documented_and_read(setting: object) -> None:
         ("BURSAR_UPSTREAM_OPENAI_URL", "http://user:pw@x", "no user"),
         ("BURSAR_UPSTREAM_OPENAI_URL", "http://x?a=b", "query"),
         ("BURSAR_UPSTREAM_OPENAI_URL", "http://x:port", "BURSAR_UPSTREAM_OPENAI_URL"),
-        ("BURSAR_UPSTREAM_OPENAI_INCLUDE_USAGE", "perhaps", "on or off"),
+        ("BURSAR_UPSTREAM_OPENAI_INCLUDE_USAGE", "perhaps", "on, off or auto"),
         ("BURSAR_UPSTREAM_MINE_DIALECT", "openai", "BURSAR_UPSTREAM_MINE_URL"),
     ],
 )
@@ -139,7 +139,7 @@ def test_known_providers_need_no_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "inserts"), [("openai", True), ("azure", True), ("mistral", False), ("own", True)]
+    ("name", "inserts"), [("openai", True), ("azure", True), ("mistral", False), ("own", False)]
 )
 def test_usage_is_asked_for_where_it_has_to_be(name: str, inserts: bool) -> None:
     """The contract: `include_usage` is inserted where the upstream needs it."""

@@ -69,16 +69,46 @@ def test_the_api_is_known_by_its_path(upstream: str, path: str, dialect: str, ap
 
 
 def test_usage_is_asked_for_where_the_upstream_needs_it() -> None:
-    """F099: at OpenAI, Azure and Ollama, at names of one's own, and nowhere else; a setting decides otherwise."""
+    """F099: at OpenAI, Azure and Ollama, and nowhere else; a setting decides otherwise."""
     path, body = "/v1/chat/completions", b'{"model":"m","stream":true}'
     asking = {
         name
         for name, upstream in UPSTREAMS.items()
         if upstream.at(path).dialect.open("POST", path, "", {}, body).usage_inserted
     }
-    assert asking == {"openai", "azure", "ollama", "my_vllm", "my-vllm"}
+    assert asking == {"openai", "azure", "ollama"}
     off, _ = resolve({"openai": {"INCLUDE_USAGE": "off"}}, {})
     assert not off["openai"].dialect.open("POST", path, "", {}, body).usage_inserted
+
+
+SILENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"Sea"},"finish_reason":"stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+ERROR = b'data: {"error":{"message":"overloaded"}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked", "needs"),
+    [
+        (SILENT + DONE, b"", True),
+        (SILENT, b"", False),
+        (ERROR + DONE, b"", False),
+        (SILENT + DONE, b',"stream_options":{"include_usage":true}', False),
+        (SILENT.replace(b"]}", b'],"usage":{"prompt_tokens":1}}') + DONE, b"", False),
+    ],
+)
+def test_an_upstream_of_ones_own_shows_whether_it_needs_to_be_asked(
+    answer: bytes, asked: bytes, needs: bool
+) -> None:
+    """F103: only a whole stream that says nothing of its usage is a reason; the next one is exact."""
+    ready, _ = resolve({"ours": {"URL": "https://provider.test"}}, {})
+    path, body = "/v1/chat/completions", b'{"model":"m","stream":true%b}' % asked
+    dialect = ready["ours"].at(path).dialect
+    call = dialect.open("POST", path, "", {}, body)
+    assert not call.usage_inserted
+    reader = dialect.reader(call, 200, "text/event-stream")
+    assert reader.feed(answer) + reader.end() + reader.held == answer
+    again = dialect.open("POST", path, "", {}, b'{"model":"m","stream":true}')
+    assert again.usage_inserted is needs
 
 
 def test_addresses_come_from_the_usual_variables() -> None:

@@ -172,7 +172,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Dialect(Protocol):
-    """One provider API: stateless, shared by all calls."""
+    """One provider API, shared by all calls: it knows nothing of any of them."""
 
     @property
     def name(self) -> str:

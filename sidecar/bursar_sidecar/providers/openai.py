@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import orjson
 
@@ -69,11 +70,13 @@ _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
 class OpenAI:
     """The dialect of `api.openai.com`.
 
-    `inserts_usage`: whether the upstream reports a stream's usage only when `stream_options.include_usage` asks.
+    `inserts_usage`: whether the upstream reports a stream's usage only when `stream_options.include_usage` asks; None
+    where that is found out: from the first whole stream that reports none it is asked.
     """
 
-    def __init__(self, inserts_usage: bool = True) -> None:
-        self._inserts_usage = inserts_usage
+    def __init__(self, inserts_usage: bool | None = True) -> None:
+        self._inserts_usage = bool(inserts_usage)
+        self._finds_out = inserts_usage is None
 
     @property
     def name(self) -> str:
@@ -139,7 +142,14 @@ class OpenAI:
             return reader_for(call, status, content_type, MEDIA, MediaStream)
         if call.api == RESPONSES:
             return reader_for(call, status, content_type, RESPONSE, ResponseStream)
+        if self._finds_out and not self._inserts_usage and b'"include_usage"' not in call.body:
+            return reader_for(
+                call, status, content_type, CHAT, partial(ChatStream, silent=self._ask_from_now_on)
+            )
         return reader_for(call, status, content_type, CHAT, ChatStream)
+
+    def _ask_from_now_on(self) -> None:
+        self._inserts_usage = True
 
     def credential_headers(self, api_key: str) -> dict[str, str]:
         """Return a bearer token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 from bursar_sidecar.providers.base import ApiCall, Usage
@@ -124,18 +124,21 @@ class ChatStream(StreamReader):
     """A stream of chat completions or legacy completions; `[DONE]` is its terminal marker.
 
     The last usage that is not null counts, also beside empty `choices`; else Groq's `x_groq.usage`. Where
-    `include_usage` was inserted, what it added is taken out again.
+    `include_usage` was inserted, what it added is taken out again. `silent` hears of a whole stream without usage.
     """
 
-    def __init__(self, call: ApiCall, status: int) -> None:
+    def __init__(self, call: ApiCall, status: int, silent: Callable[[], None] | None = None) -> None:
         super().__init__(call, status)
         self._strip = call.usage_inserted
+        self._silent = silent
 
     def _event(self, block: bytes) -> bytes:
         if b'"usage"' in block:
             return self._usage_event(block)
         if b"[DONE]" in block and data_of(block) == b"[DONE]":
             self._found.final = self._found.usage is not None
+            if self._silent is not None and not self._found.final and not self._found.failed:
+                self._silent()
             return self._hold(block)
         if b"error" in block:
             self._read_error(block)
