@@ -43,7 +43,10 @@ And for each upstream, by its name in capitals (`OPENAI`, `ANTHROPIC`, `GEMINI`,
 |---|---|---|
 | `BURSAR_UPSTREAM_<NAME>_URL` | the provider's public address | where `/<name>/…` goes |
 | `BURSAR_UPSTREAM_<NAME>_API_KEY` | the provider's usual variable (`OPENAI_API_KEY` …) | the credential put on the request |
-| `BURSAR_UPSTREAM_<NAME>_DIALECT` | by name, else `openai` | the API spoken there |
+| `BURSAR_UPSTREAM_<NAME>_AUTH` | a key where there is one, else what the environment has | how requests get their credential: `key`, `token`, `aws`, `google` or `entra` (`docs/providers.md`) |
+| `BURSAR_UPSTREAM_<NAME>_DIALECT` | by name, else `openai` | the API spoken there: `openai`, `anthropic`, `gemini`, `vertex`, `bedrock`, `cohere` or `ollama` |
+| `BURSAR_UPSTREAM_<NAME>_PROVIDER` | the upstream's name | its name in prices |
+| `BURSAR_UPSTREAM_<NAME>_INCLUDE_USAGE` | `on` for `openai`, `azure` and `ollama`, `auto` for names of your own, else `off` | whether `stream_options.include_usage` is inserted where an app did not ask |
 
 ## OpenTelemetry
 
