@@ -263,3 +263,26 @@ async def test_an_answer_that_comes_just_after_its_caller_left(ledger: Ledger) -
     await ledger.release(key, request_id)
     assert ledger.sql("SELECT coalesce(sum(held_nanos), 0) FROM balances") == [(0,)]
     assert [denial.code for denial in (await ledger.check(key, request_id)).denials] == ["REQUEST_RELEASED"]
+
+
+async def test_a_repeat_in_the_same_batch_names_only_its_call(ledger: Ledger) -> None:
+    """S16: a Deduct that nobody was asked about is repeated at once, and the repeat names nothing but its id."""
+    acme = ledger.tenant("acme")
+    key = ledger.key(tenant_id=acme, secret="bur_acme")
+    calls = [new_id() for _ in range(10)]
+    answers = await asyncio.gather(*(ledger.deduct(ref, call) for call in calls for ref in (key, NOBODY)))
+    assert [answer.duplicate for answer in answers] == [False, True] * 10
+    assert ledger.sql("SELECT tenant_id, count(*) FROM usage_records GROUP BY 1") == [(acme, 10)]
+
+
+async def test_a_batch_that_begins_again_knows_its_statements(ledger: Ledger) -> None:
+    """S13: what a lane has prepared outlives a rolled-back batch, however often the configuration changes under it."""
+    key = ledger.key()
+    for _ in range(3):
+        for _ in range(
+            10
+        ):  # psycopg itself prepares what it has seen often, and would forget all with a ROLLBACK
+            assert (await ledger.deduct(NOBODY, new_id())).unchecked
+        ledger.bump(TENANT)
+        assert (await ledger.check(key)).allowed
+        assert (await ledger.deduct(NOBODY, new_id())).unchecked

@@ -112,7 +112,9 @@ class BatchRunner:
         )
 
     def _rollback(self) -> None:
-        self._connection.execute("ROLLBACK")
+        # Not through psycopg, which forgets every prepared statement of the connection with it, the pipeline's too.
+        self._pipeline.send("ROLLBACK")
+        self._pipeline.run()
 
     def database_now(self) -> datetime:
         """Return about what the database's clock says; the batch itself asks it."""

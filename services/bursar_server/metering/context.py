@@ -60,8 +60,11 @@ class BatchContext:
         owner = self.owners.get(request_id)
         if owner is not None:
             return owner
+        books = self.books
         known = (
-            tenant_id for tenant_id, known in (*self.books.holds, *self.books.past) if known == request_id
+            tenant_id
+            for tenant_id, known in (*books.holds, *books.past, *books.records)
+            if known == request_id
         )
         return next(known, None)
 
