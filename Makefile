@@ -36,7 +36,7 @@ test: $(VENV)/.ready ## Run the whole test suite
 	@$(PYTEST)
 
 KILLS ?= 300
-chaos: $(VENV)/.ready ## Kill every part under load, again and again, then compare the books with what was served (15 minutes; KILLS=300 SEED=…)
+chaos: $(VENV)/.ready ## Kill every part under load, again and again, then compare the books with what was served (15 to 20 minutes; KILLS=300 SEED=…)
 	@PYTHONPATH=tests $(PY) -m chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 check: check-format check-lint check-proto check-generated check-imports check-types ## All static checks: format, lint, protos, generated code, imports, types
