@@ -43,8 +43,8 @@ class Part:
     async def start(self) -> None:
         """Start it and return when it is ready, or has been killed meanwhile.
 
-        Where it says that there is no database it is started again, as whatever runs it would do; fails when it ends
-        for any other reason.
+        Where there is no database yet, or its port is taken, it is started again, as whatever runs it would do; fails
+        when it ends for any other reason.
         """
         for _ in range(_STARTS):
             child = self._child = spawned(self._arguments(self.address), self.environ, self._folder)
@@ -54,7 +54,7 @@ class Part:
                 _close(child)
                 if child.process.poll() == -signal.SIGKILL:
                     return
-                if "Traceback" in child.log or not _NO_DATABASE.search(child.log):
+                if not _passes_by(child.log):
                     raise
                 await asyncio.sleep(_RESTART_S)
                 continue
@@ -168,6 +168,13 @@ class Parts:
             for task in self._starting.values():
                 task.cancel()
             await asyncio.gather(*self._starting.values(), return_exceptions=True)
+
+
+def _passes_by(log: str) -> bool:
+    """Whether what kept a process from starting goes away: no database, or somebody's connection has the port."""
+    if "address already in use" in log.lower():
+        return True
+    return "Traceback" not in log and _NO_DATABASE.search(log) is not None
 
 
 def _close(child: Child) -> None:
