@@ -149,6 +149,17 @@ async def test_expected_serves_a_small_prompt_on_a_small_budget(ledger: Ledger) 
     assert (await ledger.check(key, max_output_tokens=32_000)).held_nanos == 400
 
 
+@pytest.mark.parametrize("limit_tokens", [None, 550])
+async def test_expected_waits_for_what_it_would_get_alone(ledger: Ledger, limit_tokens: int | None) -> None:
+    """S10, S11: a call that would hold more than the budget has waits for its turn to hold all that remains."""
+    key = ledger.key()
+    limit_nanos = None if limit_tokens else 500
+    ledger.budget("TENANT", limit_nanos, limit_tokens=limit_tokens, admission="EXPECTED", max_wait_ms=30_000)
+    calls = (_call(ledger, key, 0.01, max_output_tokens=32_000) for _ in range(12))
+    assert sum(await asyncio.gather(*calls)) == (10 if limit_tokens else 5)
+    assert ledger.sql("SELECT held_nanos, held_tokens FROM balances") == [(0, 0)]
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.1])
 async def test_expected_lets_exactly_100_through(ledger: Ledger, seconds: float) -> None:
     """S10, S11: under EXPECTED without max_tokens a budget worth 100 calls lets exactly 100 of 300 through."""

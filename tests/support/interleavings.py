@@ -243,7 +243,8 @@ class Model:
             amount = min(amount, remaining)
         code = ""
         if remaining < max(1, amount) and not (model == "free-model" and not budget.tokens):
-            fits = max(0, budget.limit - spent) + free + of_others >= max(1, amount)
+            alone = max(0, budget.limit - spent) + free + of_others
+            fits = alone >= (1 if budget.admission == "EXPECTED" else max(1, amount))
             code = "BUDGET_HELD" if fits and held + of_others > 0 else "BUDGET_CAP_HARD"
         return (code, 0, amount) if budget.tokens else (code, amount, 0)
 

@@ -222,13 +222,14 @@ def verdict_of(
         extra_held = sum(grant.held_nanos for grant in grants) if with_grants else 0
     remaining = max(0, budget.limit - spent - held) + extra_free
     without_holds = max(0, budget.limit - spent) + extra_free + extra_held
-    if budget.admission is Admission.EXPECTED and held + extra_held == 0 and remaining > 0:
-        amount = min(amount, remaining)
-    needed = max(1, amount)
+    others = held + extra_held
+    alone = min(amount, without_holds) if budget.admission is Admission.EXPECTED else amount
+    if others == 0 and remaining > 0:
+        amount = alone
     hold = (0, amount) if budget.counts_tokens else (amount, 0)
-    if free or remaining >= needed:
+    if free or remaining >= max(1, amount):
         return Verdict(budget, balance.key, None, *hold)
-    waits = without_holds >= needed and held + extra_held > 0
+    waits = others > 0 and without_holds >= max(1, alone)
     return Verdict(
         budget, balance.key, _budget_denial(budget, balance, remaining, readable=readable, held=waits), *hold
     )
