@@ -27,6 +27,7 @@ from bursar_sidecar.messages import Ask
 from bursar_sidecar.providers.base import ApiCall, Dialect, InvalidTags, Problem, dialect_named
 from bursar_sidecar.routes import Route, RouteError, Router
 from bursar_sidecar.signing import Signer, SigningError
+from bursar_sidecar.watch import has_left
 
 _COMMENT = istr("x-bursar-comment")
 _EXPECT = istr("Expect")
@@ -58,6 +59,8 @@ class Proxy:
         self._body_timeout_s = body_timeout_s
         self._fallback = dialect_named("openai")
         self._exchanges: set[Exchange] = set()
+        # Who waits for a Check's answer, and for which app.
+        self._asking: dict[asyncio.Task[object], web.BaseRequest] = {}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; every answer has the call's id."""
@@ -107,11 +110,29 @@ class Proxy:
         now = self._terms.clock.monotonic()
         for exchange in tuple(self._exchanges):
             exchange.watch.tick(now)
+        for task, request in tuple(self._asking.items()):
+            if has_left(request):
+                task.cancel()
 
     def unreadable(self) -> web.Response:
         """Return the answer to what is no HTTP request."""
         problem = denial.invalid_request("this is no HTTP request that can be read")
         return self._refuse(self._fallback, problem, self._ids.new())
+
+    async def _asked(self, request: web.BaseRequest, ask: Ask, request_id: str) -> OpenCall | Problem | None:
+        """Ask the gate about a call, which may take as long as it waits for others; None if the app leaves meanwhile."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (every request has one)
+        self._asking[task] = request
+        try:
+            return await self._terms.gate.open_call(ask, request_id)
+        except asyncio.CancelledError:
+            if not has_left(request) or task.uncancel():
+                raise
+            self._terms.counts.app_disconnects += 1
+            return None
+        finally:
+            del self._asking[task]
 
     async def _opened(
         self, request: web.BaseRequest, request_id: str, route: Route, caller: Caller, body: bytes
@@ -140,7 +161,9 @@ class Proxy:
             body_user=body_user_of(asked.user),
             can_fit_output=asked.fits_output,
         )
-        opened = await self._terms.gate.open_call(ask, request_id)
+        opened = await self._asked(request, ask, request_id)
+        if opened is None:
+            return web.Response()
         if isinstance(opened, Problem):
             return self._refuse(dialect, opened, request_id, asked.stream)
         if opened.fit_output_tokens is not None:

@@ -34,6 +34,12 @@ class Limits:
     idle_timeout_s: float
 
 
+def has_left(request: web.BaseRequest) -> bool:
+    """Whether the app's connection is closed now."""
+    transport = request.transport
+    return transport is None or transport.is_closing()
+
+
 class Watch:
     """The state of one exchange that `tick` looks at. Between `begin` and `end` it may cancel the task that began.
 
@@ -77,8 +83,7 @@ class Watch:
     @property
     def app_left(self) -> bool:
         """Whether the app's connection is closed now."""
-        transport = self._request.transport
-        return transport is None or transport.is_closing()
+        return has_left(self._request)
 
     def went_away(self) -> None:
         """Note that the app has gone."""
