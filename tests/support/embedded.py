@@ -121,7 +121,7 @@ def is_running(pid: int) -> bool:
     """Whether a process runs: one that has ended and is not collected does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it was read
         return False
     except NotADirectoryError:
         return Path(f"/proc/{pid}").exists()
