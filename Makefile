@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help up demo test check check-format check-lint check-types check-proto check-generated \
-        check-imports format generate lock coverage-rows chaos bench bench-weight clean
+        check-imports format generate lock matrix coverage-rows chaos bench bench-weight clean
 
 help: ## Show this list
 	@echo "Bursar: what you can run here. The first command sets up $(VENV) by itself."
@@ -83,6 +83,9 @@ lock: $(VENV)/.ready ## Resolve pyproject.toml anew into requirements.lock (need
 	@git --no-pager diff --stat -- requirements.lock
 
 # -- measuring -------------------------------------------------------------------------------------
+
+matrix: $(VENV)/.ready ## Write the tables of docs/metering-matrix.md from what the sidecar does
+	@BURSAR_WRITE_MATRIX=1 $(BIN)/pytest -q tests/e2e/test_sidecar_endings.py
 
 coverage-rows: $(VENV)/.ready ## Run the tests and list which rows of docs/requirements.md and docs/semantics.md they prove
 	@$(PY) tools/coverage_rows.py

@@ -18,8 +18,8 @@ from bursar_sidecar.usage import Findings, clamped, count, part, parts, text
 
 _METRICS = "amazon-bedrock-invocationMetrics"
 _METRICS_BYTES = _METRICS.encode()
-#: Members that only the last event of a model has (Titan's, which a guardrail can leave without a reason; Meta's).
-_LAST = ("completionReason", "totalOutputTextTokenCount", "stop_reason")
+#: Members that only the last event of a model has (Titan's, which a guardrail can leave without a reason; Meta's; Cohere's).
+_LAST = ("completionReason", "totalOutputTextTokenCount", "stop_reason", "is_finished")
 _TIER_HEADER = "x-amzn-bedrock-service-tier"
 #: What a count is called in the metrics, and in the headers of an answer.
 _COUNTS = (

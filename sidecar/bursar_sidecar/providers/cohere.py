@@ -77,7 +77,7 @@ class CohereStream(StreamReader):
             if event.get("type") == "message-end":
                 return self._finish(block, part(event.get("delta")))
             if event.get("is_finished") is True:
-                return self._finish(block, part(event.get("response")) or event)
+                return self._finish(block, {**event, **part(event.get("response"))})
         if b"error" in block and not self._lines:
             self._read_error(block)
         return self._content(block)
