@@ -10,11 +10,13 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from uuid import UUID
 
 import aiohttp
 import pytest
 
+from bursar_server.kit.ids import uuid7_at
 from support.database import DatabaseServer
 from support.door_clients import request
 from support.stack import served
@@ -91,9 +93,10 @@ async def test_five_cents_serve_small_prompts_with_a_large_limit(
     assert min(reached) >= affordable - 8 * OUTPUT_TOKENS
 
 
-async def wait_for_rows(installation: TwoPlanes, statement: str, budget_id: UUID, rows: int) -> None:
+async def wait_for_waits(installation: TwoPlanes, budget_id: UUID, waits: int) -> None:
+    statement = "SELECT count(*)::int FROM check_waits WHERE budget_id = %s"
     async with asyncio.timeout(10):
-        while installation.sql(statement, budget_id) != [(rows,)]:  # noqa: ASYNC110  (others change it)
+        while installation.sql(statement, budget_id) != [(waits,)]:  # noqa: ASYNC110  (others change it)
             await asyncio.sleep(0.02)
 
 
@@ -102,25 +105,26 @@ async def test_who_waits_is_served_and_who_leaves_is_in_nobodys_way(
 ) -> None:
     """S10, S17: the room that a settled call leaves goes to the next that still waits, on whichever plane it does."""
     email, key = installation.person("waiting")
-    # Each call holds all of it, and costs half of that.
-    most = {"max_tokens": 2 * OUTPUT_TOKENS}
+    # Each call holds two thirds of it, and costs half of that.
+    most = 2 * OUTPUT_TOKENS
     budget = installation.budget(
         {"user_id": email}, 3 * CALL_NANOS, admission="ADMISSION_UPPER_BOUND", max_wait_ms=30_000
     )
+    plane, other_plane = installation.planes
+    asked = {"request_id": str(uuid7_at(datetime.now(UTC))), "user_id": email, "provider": "openai"}
+    held = plane.rpc("MeteringService/Check", {**asked, "model": MODEL, "max_output_tokens": most})
+    assert int(held["heldNanos"]) == 2 * CALL_NANOS
     one, other = installation.sidecars
-    first = asyncio.create_task(post(client, one, key, asks(**most), latency_ms=3_000))
-    held = "SELECT count(*)::int FROM balances WHERE budget_id = %s AND held_nanos > 0"
-    waiting = "SELECT count(*)::int FROM check_waits WHERE budget_id = %s"
-    await wait_for_rows(installation, held, budget, 1)
-    leaves = asyncio.create_task(post(client, other, key, asks(**most)))
-    await wait_for_rows(installation, waiting, budget, 1)
-    stays = asyncio.create_task(post(client, one, key, asks(**most)))
-    await wait_for_rows(installation, waiting, budget, 2)
+    leaves = asyncio.create_task(post(client, other, key, asks(max_tokens=most)))
+    await wait_for_waits(installation, budget, 1)
+    stays = asyncio.create_task(post(client, one, key, asks(max_tokens=most)))
+    await wait_for_waits(installation, budget, 2)
     leaves.cancel()
-    await wait_for_rows(installation, waiting, budget, 1)
-    assert not first.done()
+    await wait_for_waits(installation, budget, 1)
     assert not stays.done()
-    assert [told.status for told in await asyncio.gather(first, stays)] == [200, 200]
+    used = {"items": [{"model": MODEL, "usage": {"output_tokens": OUTPUT_TOKENS}}]}
+    other_plane.rpc("MeteringService/Deduct", {**asked, **used, "outcome": "OUTCOME_SUCCESS"})
+    assert (await stays).status == 200
     assert await installation.settled(budget) == [(2 * CALL_NANOS, 0)]
     assert installation.sql("SELECT count(*) FROM check_waits") == [(0,)]
     assert installation.sql("SELECT count(*) FROM holds") == [(0,)]
