@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -195,16 +196,36 @@ async def played(bench: Bench, cell: Cell) -> tuple[str, list[str]]:
     return charged, [one for one in problems if one]
 
 
+def summary(endings: list[Ending], charged: dict[tuple[str, str], str]) -> list[str]:
+    """Return a table of what each ending usually comes to, and where it does not."""
+    lines = ["| Ending | Charged | Except |", "|---|---|---|"]
+    for ending in endings:
+        cells = {
+            api.title: charged[api.title, ending.title]
+            for api in APIS
+            if (api.title, ending.title) in charged
+        }
+        ((usual, _),) = Counter(cells.values()).most_common(1)
+        others = sorted(set(cells.values()) - {usual})
+        excepted = [
+            f"{other}: {'; '.join(title for title in cells if cells[title] == other)}" for other in others
+        ]
+        lines.append(f"| {ending.title} | {usual} | {'<br>'.join(excepted)} |")
+    return lines
+
+
 def table(endings: list[Ending], charged: dict[tuple[str, str], str]) -> str:
-    """Return a table of a section: an API a row, an ending a column."""
+    """Return a section's tables: the summary, then an API a row and an ending a column."""
     lines = [
+        *summary(endings, charged),
+        "",
         "| API | " + " | ".join(ending.title for ending in endings) + " |",
         "|---" * (len(endings) + 1) + "|",
     ]
     for api in APIS:
         cells = [charged.get((api.title, ending.title), "–") for ending in endings]
         lines.append(f"| {api.title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(["", *lines, "", ""])
 
 
 def placed(page: str, section: str, text: str) -> str:
