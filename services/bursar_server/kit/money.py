@@ -29,7 +29,7 @@ def nanos_of_usd(value: float, field: str) -> int:
 
 def usd_of_nanos(nanos: int) -> float:
     """Return the double nearest to an amount: what JSON shows as its shortest decimal text."""
-    return float(Decimal(nanos).scaleb(-9))
+    return nanos / NANOS_PER_USD  # of two integers: rounded once, whatever their size
 
 
 def usd_text(nanos: int) -> str:

@@ -217,12 +217,11 @@ def deduct_call(message: pb.DeductRequest, caller: Caller) -> DeductCall:
 
 def _item(message: metering_pb2.UsageItem, path: str) -> DeductItem:
     usage = message.usage
-    parts = [
-        fields.integer(
-            getattr(usage, name), f"{path}usage.{name}", maximum=MAX_PIECES if name in _PIECES else MAX_TOKENS
-        )
-        for name in _USAGE_FIELDS
-    ]
+    parts = [getattr(usage, name) for name in _USAGE_FIELDS]
+    # Nearly every part is small: which one is at fault is looked for only where one may be.
+    if min(parts) < 0 or max(parts) > MAX_PIECES:
+        for name, part in zip(_USAGE_FIELDS, parts, strict=True):
+            fields.integer(part, f"{path}usage.{name}", maximum=MAX_PIECES if name in _PIECES else MAX_TOKENS)
     return DeductItem(
         fields.text(message.model, f"{path}model", max_length=256, required=True),
         fields.text(message.service_tier, f"{path}service_tier", max_length=64),

@@ -215,6 +215,8 @@ def enum_name(value: int, values: EnumValues, field: str) -> str | None:
 
     Raises UNKNOWN_ENUM_VALUE for a number that the enum does not have, naming those it has.
     """
+    if not value:
+        return None
     found = values.DESCRIPTOR.values_by_number.get(value)
     if found is None:
         raise BursarError(
@@ -222,7 +224,7 @@ def enum_name(value: int, values: EnumValues, field: str) -> str | None:
             f"{field}: no such value {value}; one of {', '.join(enum_names(values))}",
             field=field,
         )
-    return str(found.name).removeprefix(enum_prefix(values)) if value else None
+    return str(found.name).removeprefix(enum_prefix(values))
 
 
 def enum_names(values: EnumValues) -> Iterable[str]:
