@@ -10,10 +10,10 @@ import json
 import os
 import re
 import tracemalloc
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -30,7 +30,7 @@ from support.sidecars import AUTHORIZED, RunningSidecar, environment, running_si
 
 PAGE = Path(__file__).parents[2] / "docs" / "metering-matrix.md"
 WRITE = "BURSAR_WRITE_MATRIX"
-AT_ONCE = 24
+AT_ONCE = 48
 UPSTREAMS = ("openai", "lab", "anthropic", "gemini", "bedrock", "cohere", "ollama")
 INPUT_TOKENS, REFUSED = 7, {End.DEAF: 502, End.SILENT: 504}
 
@@ -38,7 +38,7 @@ INPUT_TOKENS, REFUSED = 7, {End.DEAF: 502, End.SILENT: 504}
 SETTINGS = {
     Patience.USUAL: {},
     Patience.CANCELS: {"BURSAR_ON_DISCONNECT": "CANCEL"},
-    Patience.SHORT: {"BURSAR_UPSTREAM_ANSWER_TIMEOUT_MS": "1000", "BURSAR_UPSTREAM_IDLE_TIMEOUT_MS": "1000"},
+    Patience.SHORT: {"BURSAR_UPSTREAM_ANSWER_TIMEOUT_MS": "2000", "BURSAR_UPSTREAM_IDLE_TIMEOUT_MS": "2000"},
     Patience.ALONE: {},
 }
 
@@ -77,7 +77,22 @@ class Bench:
     plane: Served
     upstream: OddUpstream
     sidecars: dict[Patience, RunningSidecar]
-    cells: dict[str, Cell]
+    cells: dict[str, Cell] = field(default_factory=dict)
+    reached: dict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    left: dict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    leaving: Counter[Patience] = field(default_factory=Counter)
+
+    async def answer(self, heard: Heard, writer: asyncio.StreamWriter) -> None:
+        """Answer as the cell says that the request names."""
+        cell = self.cells[heard.header("x-cell") or ""]
+        sidecar = self.sidecars[cell.ending.patience].sidecar
+
+        async def app_left() -> None:
+            self.reached[cell.name].set()
+            await self.left[cell.name].wait()
+            await until(lambda: sidecar.counts.app_disconnects >= self.leaving[cell.ending.patience], 30)
+
+        await cell.script(app_left)(heard, writer)
 
     async def charged(self, cell: Cell) -> tuple[DeductRequest | None, str]:
         """Return the cell's only Deduct (None where the hold was released), and its problem if it has another number."""
@@ -114,34 +129,54 @@ async def bench(directory: Path) -> AsyncIterator[Bench]:
             known = environment(plane.url, own, **dict.fromkeys(UPSTREAMS, url))
             known |= {"BURSAR_UPSTREAM_LAB_INCLUDE_USAGE": "off", **settings}
             sidecars[patience] = await stack.enter_async_context(running_sidecar(known))
-        cells: dict[str, Cell] = {}
-
-        async def answer(heard: Heard, writer: asyncio.StreamWriter) -> None:
-            await cells[heard.header("x-cell") or ""].script()(heard, writer)
-
-        upstream.script = answer
-        yield Bench(plane, upstream, sidecars, cells)
+        bench = Bench(plane, upstream, sidecars)
+        upstream.script = bench.answer
+        yield bench
         for sidecar in sidecars.values():
             await until(lambda outbox=sidecar.sidecar.outbox: outbox.depth == 0, 10)  # type: ignore[misc]
 
 
-async def asked(bench: Bench, cell: Cell) -> tuple[int, bytes, bool]:
-    """Call as an app does; return the status, what came of the answer, and whether it broke off."""
+@dataclass
+class Got:
+    """What an app has got so far; without a status nothing at all."""
+
+    status: int = 0
+    body: bytes = b""
+    broken: bool = False
+
+
+async def ask(bench: Bench, cell: Cell, got: Got) -> None:
+    """Call as an app does."""
     sidecar = bench.sidecars[cell.ending.patience]
     url = URL(sidecar.url + cell.api.path, encoded=True)
     headers = {**AUTHORIZED, "x-cell": cell.name, "x-bursar-session": cell.name}
-    status, got, broken = 0, b"", False
     calling = sidecar.client.post(url, json=cell.api.request, headers=headers, auto_decompress=False)
-    leaves = {End.GONE_EARLY: 0.3, End.GONE_LATE: 0.4}.get(cell.ending.end, 60.0)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(leaves), calling as response:
-            status = response.status
-            try:
-                async for piece in response.content.iter_any():
-                    got += piece
-            except aiohttp.ClientPayloadError:
-                broken = True
-    return status, got, broken
+    async with asyncio.timeout(60), calling as response:
+        got.status = response.status
+        try:
+            async for piece in response.content.iter_any():
+                got.body += piece
+        except aiohttp.ClientPayloadError:
+            got.broken = True
+
+
+async def asked(bench: Bench, cell: Cell) -> Got:
+    """Call as an app does that leaves where the ending says so."""
+    got = Got()
+    asking = asyncio.ensure_future(ask(bench, cell, got))
+    if cell.ending.end in (End.GONE_EARLY, End.GONE_LATE):
+        await bench.reached[cell.name].wait()
+        if cell.ending.end is End.GONE_LATE:
+            await until(lambda: got.body != b"" or not cell.api.streams, 30)
+            await asyncio.sleep(0.05)
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+        bench.leaving[cell.ending.patience] += 1
+        bench.left[cell.name].set()
+    else:
+        await asking
+    return got
 
 
 def figures_problem(cell: Cell, record: DeductRequest) -> str:
@@ -159,8 +194,9 @@ def figures_problem(cell: Cell, record: DeductRequest) -> str:
     return ""
 
 
-def bytes_problem(cell: Cell, status: int, got: bytes, broken: bool) -> str:
+def bytes_problem(cell: Cell, seen: Got) -> str:
     """Return what is wrong with what the app got."""
+    status, got, broken = seen.status, seen.body, seen.broken
     end, api = cell.ending.end, cell.api
     if end in (End.GONE_EARLY, End.GONE_LATE):
         return "" if cell.whole.startswith(got) else f"got {got!r}"
@@ -182,9 +218,9 @@ def bytes_problem(cell: Cell, status: int, got: bytes, broken: bool) -> str:
 async def played(bench: Bench, cell: Cell) -> tuple[str, list[str]]:
     """Play one cell; return what was charged, and what is wrong."""
     bench.cells[cell.name] = cell
-    status, got, broken = await asked(bench, cell)
+    got = await asked(bench, cell)
     record, problem = await bench.charged(cell)
-    problems = [problem, bytes_problem(cell, status, got, broken)]
+    problems = [problem, bytes_problem(cell, got)]
     charged = "nothing, released"
     if record is not None:
         problems.append(figures_problem(cell, record))

@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import importlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,8 +14,6 @@ import brotli
 
 from support.endings_apis import Api, Doc, Framing
 from support.odd_upstream import LAST_CHUNK, Script, chunk, head
-
-PAUSE_S = 1.2
 
 
 def zstandard(data: bytes) -> bytes:
@@ -195,8 +193,8 @@ class Cell:
         """What the app gets where nothing breaks off."""
         return b"".join(self._body(seen=True))
 
-    def script(self) -> Script:
-        """Return what the provider does."""
+    def script(self, left: Callable[[], Awaitable[None]]) -> Script:
+        """Return what the provider does; where the app leaves, `left` is awaited until it has."""
         ending, parts = self.ending, self.sent
         body = b"".join(parts)
         if ending.coding:
@@ -207,7 +205,7 @@ class Cell:
         lines = [f"content-type: {media}", "transfer-encoding: chunked"]
         lines += [f"content-encoding: {ending.coding}"] if ending.coding else []
         status = f"{ending.status} {'OK' if ending.status == 200 else 'Refused'}"
-        return played(ending.end, head(status, *lines), parts)
+        return played(ending.end, head(status, *lines), parts, left)
 
 
 def failure(api: Api, figures: bool) -> list[bytes]:
@@ -224,22 +222,30 @@ def cut(parts: list[bytes]) -> list[bytes]:
     return [parts[0][:middle], parts[0][middle:]]
 
 
-def played(end: End, opening: bytes, parts: list[bytes]) -> Script:
+def played(end: End, opening: bytes, parts: list[bytes], left: Callable[[], Awaitable[None]]) -> Script:
     """Return the script that sends the parts, and does half way what the ending says."""
     half = len(parts) // 2
+
+    async def half_way(writer: asyncio.StreamWriter) -> None:
+        await writer.drain()
+        if end is End.GONE_LATE:
+            await left()
+        elif end is End.STALL:
+            await asyncio.sleep(30)
+        else:
+            await asyncio.sleep(0.05)
+            writer.transport.abort()
 
     async def run(_: object, writer: asyncio.StreamWriter) -> None:
         if end is End.SILENT:
             await asyncio.sleep(30)
         if end is End.GONE_EARLY:
-            await asyncio.sleep(PAUSE_S)
+            await left()
         writer.write(opening)
         for at, part in enumerate(parts):
             if at == half and end in (End.RESET, End.STALL, End.GONE_LATE):
-                await writer.drain()
-                await asyncio.sleep({End.STALL: 30.0, End.GONE_LATE: PAUSE_S}.get(end, 0.05))
+                await half_way(writer)
                 if end is End.RESET:
-                    writer.transport.abort()
                     return
             writer.write(chunk(part))
             if end is End.BYTES:
