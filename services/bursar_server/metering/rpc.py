@@ -1,9 +1,8 @@
 """MeteringService on the wire: requests are validated on the way in, answers filled on the way out."""
 
-import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -41,6 +40,8 @@ MAX_BATCH = 256
 MAX_RENEWALS = 1_000
 
 Message = TypeVar("Message")
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
 Result = TypeVar("Result")
 MAX_ITEMS = 16
 # With these bounds and those of prices, no cost leaves int64.
@@ -69,15 +70,17 @@ class MeteringRpc:
     async def batch_check(self, request: pb.BatchCheckRequest, ctx: Context) -> pb.BatchCheckResponse:
         """Decide several calls."""
         call = call_of(ctx)
-
-        async def one(check: pb.CheckRequest) -> pb.BatchCheckResult:
-            answer = await self._metering.check(check_call(check, call.caller, call.deadline))
-            return pb.BatchCheckResult(check=check_response(answer))
-
-        def failed(error: BursarError) -> pb.BatchCheckResult:
-            return pb.BatchCheckResult(error=item_error(error))
-
-        return pb.BatchCheckResponse(results=await _each(request.checks, "checks", one, failed))
+        asked = _read_each(
+            request.checks, "checks", lambda check: check_call(check, call.caller, call.deadline)
+        )
+        answers = await self._metering.check_each(asked)
+        return pb.BatchCheckResponse(
+            results=_said_each(
+                answers,
+                lambda answer: pb.BatchCheckResult(check=check_response(answer)),
+                lambda error: pb.BatchCheckResult(error=item_error(error)),
+            )
+        )
 
     async def renew_holds(self, request: pb.RenewHoldsRequest, ctx: Context) -> pb.RenewHoldsResponse:
         """Renew the leases of open calls."""
@@ -98,15 +101,15 @@ class MeteringRpc:
     async def batch_deduct(self, request: pb.BatchDeductRequest, ctx: Context) -> pb.BatchDeductResponse:
         """Charge several calls."""
         caller = call_of(ctx).caller
-
-        async def one(deduct: pb.DeductRequest) -> pb.BatchDeductResult:
-            answer = await self._metering.deduct(deduct_call(deduct, caller))
-            return pb.BatchDeductResult(deduct=deduct_response(answer))
-
-        def failed(error: BursarError) -> pb.BatchDeductResult:
-            return pb.BatchDeductResult(error=item_error(error))
-
-        return pb.BatchDeductResponse(results=await _each(request.deducts, "deducts", one, failed))
+        asked = _read_each(request.deducts, "deducts", lambda deduct: deduct_call(deduct, caller))
+        answers = await self._metering.deduct_each(asked)
+        return pb.BatchDeductResponse(
+            results=_said_each(
+                answers,
+                lambda answer: pb.BatchDeductResult(deduct=deduct_response(answer)),
+                lambda error: pb.BatchDeductResult(error=item_error(error)),
+            )
+        )
 
     async def release_hold(self, request: pb.ReleaseHoldRequest, ctx: Context) -> pb.ReleaseHoldResponse:
         """Remove the hold of a call that was never sent."""
@@ -114,26 +117,44 @@ class MeteringRpc:
         return pb.ReleaseHoldResponse(released=answer.released)
 
 
-async def _each(
-    items: Sequence[Message],
-    field: str,
-    one: Callable[[Message], Awaitable[Result]],
-    failed: Callable[[BursarError], Result],
-) -> list[Result]:
-    """Return the answer to each item, in order: they wait together, so that a lane takes them in one batch."""
+def _read_each(
+    items: Sequence[Message], field: str, read: Callable[[Message], Asked]
+) -> list[Asked | BursarError]:
+    """Return each item as it is asked, or what is wrong with it."""
     if len(items) > MAX_BATCH:
         raise invalid(field, f"must have at most {MAX_BATCH} entries")
-
-    async def answer(item: Message) -> Result:
+    asked: list[Asked | BursarError] = []
+    for item in items:
         try:
-            return await one(item)
+            asked.append(read(item))
         except BursarError as error:
-            return failed(error)
-        except Exception:
-            logger.exception("an item of a batch failed")
-            return failed(BursarError(Reason.INTERNAL, "internal error"))
+            asked.append(error)
+        except Exception as error:
+            asked.append(_unexpected(error))
+    return asked
 
-    return await asyncio.gather(*(answer(item) for item in items))
+
+def _said_each(
+    answers: Sequence[Answered | BaseException],
+    say: Callable[[Answered], Result],
+    failed: Callable[[BursarError], Result],
+) -> list[Result]:
+    """Return each answer as it goes out, in order."""
+    results = []
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            results.append(failed(answer if isinstance(answer, BursarError) else _unexpected(answer)))
+            continue
+        try:
+            results.append(say(answer))
+        except Exception as error:
+            results.append(failed(_unexpected(error)))
+    return results
+
+
+def _unexpected(error: BaseException) -> BursarError:
+    logger.error("an item of a batch failed", exc_info=error)
+    return BursarError(Reason.INTERNAL, "internal error")
 
 
 def principal_of(

@@ -66,10 +66,50 @@ class MeteringService:
         """
         answer = await self._lane_of(call).submit(call)
         if isinstance(answer, NewUser):
-            await self._ensure_user(answer.tenant_id, answer.email)
-            answer = await self._lane_of(call).submit(call)
+            answer = await self._check_new(call, answer)
         assert isinstance(answer, CheckAnswer)  # noqa: S101  (what a lane answers to a CheckCall)
         return answer
+
+    async def check_each(self, calls: Sequence[CheckCall | BursarError]) -> list[CheckAnswer | BaseException]:
+        """Decide calls that came together: a lane takes them as one batch. What is an error already stays one."""
+        answers = await asyncio.gather(*self._queued(calls), return_exceptions=True)
+        found: list[CheckAnswer | BaseException] = []
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, NewUser) and isinstance(call, CheckCall):
+                # Rare enough to be one after the other.
+                [answer] = await asyncio.gather(self._check_new(call, answer), return_exceptions=True)
+            assert isinstance(answer, CheckAnswer | BaseException)  # noqa: S101
+            found.append(answer)
+        return found
+
+    async def deduct_each(
+        self, calls: Sequence[DeductCall | BursarError]
+    ) -> list[DeductAnswer | BaseException]:
+        """Charge calls that came together; what this returns is committed. What is an error already stays one."""
+        waiting = asyncio.gather(*self._queued(calls), return_exceptions=True)
+        answers = await asyncio.shield(waiting)
+        found: list[DeductAnswer | BaseException] = []
+        for answer in answers:
+            assert isinstance(answer, DeductAnswer | BaseException)  # noqa: S101
+            found.append(answer)
+        return found
+
+    def _queued(self, calls: Sequence[Call | BursarError]) -> list["asyncio.Future[Answer]"]:
+        futures = []
+        for call in calls:
+            try:
+                if isinstance(call, BursarError):
+                    raise call
+                futures.append(self._lane_of(call).submit(call))
+            except BursarError as error:
+                future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+                future.set_exception(error)
+                futures.append(future)
+        return futures
+
+    async def _check_new(self, call: CheckCall, user: NewUser) -> Answer:
+        await self._ensure_user(user.tenant_id, user.email)
+        return await self._lane_of(call).submit(call)
 
     async def deduct(self, call: DeductCall) -> DeductAnswer:
         """Charge a call; committed when this returns. Raises BursarError as `evaluate_deduct` does."""
