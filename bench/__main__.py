@@ -112,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
             "pace": {"seconds": pace.seconds, "rounds": pace.rounds, "calls": pace.calls},
             "figures": [figure.document() for figure in figures],
         }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
 
