@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 
 from bursar.v1 import metering_pb2
 from bursar_sidecar import background
-from support.fake_control_plane import Served, fake_control_plane
-from support.odd_upstream import OddUpstream, json_answer, odd_upstream
+from support.fake_control_plane import Served
+from support.odd_upstream import OddUpstream, json_answer
 from support.sidecars import AUTHORIZED, RunningSidecar, environment, running_sidecar, until
 
 PATH = "/openai/v1/responses"
@@ -33,24 +32,6 @@ def response(status: str, usage: object = None) -> bytes:
         "output": [],
     }
     return json_answer(json.dumps(body).encode())
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
-
-
-@pytest.fixture
-async def sidecar(plane: Served, upstream: OddUpstream, tmp_path: Path) -> AsyncIterator[RunningSidecar]:
-    async with running_sidecar(environment(plane.url, tmp_path, openai=upstream.url)) as running:
-        yield running
 
 
 async def asked(sidecar: RunningSidecar, upstream: OddUpstream) -> str:

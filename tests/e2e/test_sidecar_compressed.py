@@ -16,7 +16,7 @@ import brotli
 import pytest
 
 from bursar.v1.metering_service_pb2 import DeductRequest
-from support.fake_control_plane import Served, fake_control_plane
+from support.fake_control_plane import Served
 from support.odd_upstream import (
     CHAT,
     LAST_CHUNK,
@@ -27,7 +27,6 @@ from support.odd_upstream import (
     chunk,
     head,
     json_answer,
-    odd_upstream,
 )
 from support.sidecars import AUTHORIZED, CHAT_PATH, RunningSidecar, environment, running_sidecar, until
 
@@ -56,18 +55,6 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "br": brotli.compress,
     "zstd": zstandard,
 }
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 @pytest.fixture

@@ -12,25 +12,13 @@ from pathlib import Path
 import pytest
 
 from bursar.v1 import metering_pb2
-from support.fake_control_plane import KEY, Served, fake_control_plane
-from support.odd_upstream import CHAT, OddUpstream, head, json_answer, odd_upstream
+from support.fake_control_plane import KEY, Served
+from support.odd_upstream import CHAT, OddUpstream, head, json_answer
 from support.sidecars import AUTHORIZED, CHAT_PATH, RunningSidecar, environment, running_sidecar, until
 
 BODY = (
     b'{ "model":"gpt-4o-mini",\n "messages":[{"role":"user","content":"Hi"}], "temperature": 0.20, "x":1e2 }'
 )
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 @pytest.fixture

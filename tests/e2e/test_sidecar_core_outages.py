@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -22,26 +21,8 @@ from support.fake_control_plane import (
     Served,
     fake_control_plane,
 )
-from support.odd_upstream import CHAT, Heard, OddUpstream, deaf_address, json_answer, odd_upstream
+from support.odd_upstream import CHAT, Heard, OddUpstream, deaf_address, json_answer
 from support.sidecars import RunningSidecar, environment, running_sidecar, until
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
-
-
-@pytest.fixture
-async def sidecar(plane: Served, upstream: OddUpstream, tmp_path: Path) -> AsyncIterator[RunningSidecar]:
-    async with running_sidecar(environment(plane.url, tmp_path, openai=upstream.url)) as running:
-        yield running
 
 
 async def status_of(sidecar: RunningSidecar) -> int:

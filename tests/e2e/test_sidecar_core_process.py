@@ -8,29 +8,16 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from support.fake_control_plane import KEY, TOKEN, Served, fake_control_plane
-from support.odd_upstream import CHAT, Heard, OddUpstream, json_answer, odd_upstream
+from support.fake_control_plane import KEY, TOKEN, Served
+from support.odd_upstream import CHAT, Heard, OddUpstream, json_answer
 from support.sidecars import AUTHORIZED, CHAT_PATH, SidecarProcess, environment, sidecar_process, until
 
 BODY = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"a secret prompt"}]}'
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 async def call(client: aiohttp.ClientSession, sidecar: SidecarProcess) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 
 from bursar.v1 import metering_pb2
 from bursar.v1.metering_service_pb2 import DeductRequest
-from support.fake_control_plane import Served, fake_control_plane
+from support.fake_control_plane import Served
 from support.odd_upstream import (
     CHAT,
     LAST_CHUNK,
@@ -23,7 +23,6 @@ from support.odd_upstream import (
     chunk,
     head,
     json_answer,
-    odd_upstream,
 )
 from support.sidecars import RunningSidecar, environment, running_sidecar, until
 
@@ -36,18 +35,6 @@ USAGE = (
     b'"usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12}}\n\n'
 )
 DONE = b"data: [DONE]\n\n"
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 @pytest.fixture

@@ -8,24 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from support.fake_control_plane import KEY, Served, fake_control_plane
-from support.odd_upstream import CHAT, OddUpstream, odd_upstream
+from support.fake_control_plane import KEY, Served
+from support.odd_upstream import CHAT, OddUpstream
 from support.sidecars import RunningSidecar, environment, running_sidecar, until
 
 AUTHORIZATION = f"authorization: Bearer {KEY}"
 BODY = b'{"model":"m","messages":[]}'
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -19,9 +18,8 @@ from support.fake_control_plane import (
     UNAVAILABLE,
     Account,
     Served,
-    fake_control_plane,
 )
-from support.odd_upstream import CHAT, Heard, OddUpstream, json_answer, odd_upstream
+from support.odd_upstream import CHAT, Heard, OddUpstream, json_answer
 from support.sidecars import (
     CHAT_PATH,
     RunningSidecar,
@@ -36,18 +34,6 @@ BODY = {"model": "gpt-4o-mini", "max_tokens": 5, "messages": [{"role": "user", "
 CALL_NANOS = 12 * NANOS_PER_TOKEN
 OPEN, CLOSED = budget_pb2.ON_UNREACHABLE_OPEN, budget_pb2.ON_UNREACHABLE_CLOSED
 LAST_KNOWN_GOOD = budget_pb2.ON_UNREACHABLE_LAST_KNOWN_GOOD
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 def settings_of(plane: Served, upstream: OddUpstream, directory: Path, policy: str) -> dict[str, str]:

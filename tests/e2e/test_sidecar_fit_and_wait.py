@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from bursar.v1 import metering_pb2
-from support.fake_control_plane import HELD, Served, fake_control_plane
-from support.odd_upstream import OddUpstream, odd_upstream
-from support.sidecars import RunningSidecar, environment, running_sidecar, until
+from support.fake_control_plane import HELD, Served
+from support.odd_upstream import OddUpstream
+from support.sidecars import RunningSidecar, until
 from support.stack import Stack
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
-
-
-@pytest.fixture
-async def sidecar(plane: Served, upstream: OddUpstream, tmp_path: Path) -> AsyncIterator[RunningSidecar]:
-    async with running_sidecar(environment(plane.url, tmp_path, openai=upstream.url)) as running:
-        yield running
 
 
 def asks(model: str, **more: object) -> dict[str, object]:

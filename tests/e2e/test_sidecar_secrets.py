@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
-import pytest
 
-from support.fake_control_plane import KEY, Served, fake_control_plane
+from support.fake_control_plane import KEY, Served
 from support.odd_upstream import (
     CHAT,
     OddUpstream,
@@ -17,24 +16,11 @@ from support.odd_upstream import (
     deaf_address,
     head,
     json_answer,
-    odd_upstream,
     once,
 )
 from support.sidecars import CHAT_PATH, environment, raw, sidecar_process
 
 JSON, LENGTH = "content-type: application/json", f"content-length: {len(CHAT)}"
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 PROMPT, ANSWER = "zq-prompt-4711", "zq-answer-4712"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.fake_control_plane import KEY, Served, fake_control_plane
+from support.fake_control_plane import KEY, Served
 from support.odd_upstream import (
     CHAT,
     LAST_CHUNK,
@@ -24,18 +24,6 @@ from support.sidecars import CHAT_PATH, RunningSidecar, environment, raw, runnin
 BODY = b'{"model":"gpt-4o","messages":[{"role":"user","content":"hi"}]}'
 JSON = "content-type: application/json"
 LENGTH = f"content-length: {len(CHAT)}"
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[OddUpstream]:
-    async with odd_upstream() as odd:
-        yield odd
 
 
 @pytest.fixture

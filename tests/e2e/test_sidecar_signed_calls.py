@@ -20,7 +20,7 @@ from yarl import URL
 
 from bursar_sidecar import signing
 from support.eventstream import event
-from support.fake_control_plane import KEY, Served, fake_control_plane
+from support.fake_control_plane import KEY, Served
 from support.odd_upstream import Heard, OddUpstream, head, json_answer, odd_upstream
 from support.sidecars import AUTHORIZED, RunningSidecar, environment, running_sidecar
 
@@ -38,12 +38,6 @@ ANSWER = json_answer(
 )
 ASKED = {"messages": [{"role": "user", "content": [{"text": "Name a sea."}]}]}
 SECRET = "wJalr/secret+EXAMPLE"
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Served]:
-    async with fake_control_plane() as served:
-        yield served
 
 
 @pytest.fixture
