@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from bursar_sidecar.providers.base import BYTES_PER_TOKEN, HELD_MAX_BYTES, ApiCall, Metered, Outcome
+from bursar_sidecar.providers.readers import PassReader
 from bursar_sidecar.usage import CUT_ANSWER_TOKENS_MAX, Findings, settle
 
 #: One piece of input becomes about this much at a time; the rest follows when this has been passed on.
@@ -73,34 +74,17 @@ class Decoder:
             yield piece
 
 
-class OpaqueReader:
+class OpaqueReader(PassReader):
     """An answer that cannot be decoded: passed on as it came, estimated by its size."""
 
     def __init__(self, call: ApiCall, status: int) -> None:
-        self._call = call
-        self._status = status
+        super().__init__(call, status)
         self._size_bytes = 0
-        self._ended = False
 
     def feed(self, data: bytes) -> bytes:
         """Return `data`."""
         self._size_bytes += len(data)
         return data
-
-    def end(self) -> bytes:
-        """Note the end; nothing is left."""
-        self._ended = True
-        return b""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the body has ended."""
-        return self._ended
-
-    @property
-    def held(self) -> bytes:
-        """Nothing is ever held."""
-        return b""
 
     def metered(self, outcome: Outcome | None = None) -> Metered:
         """Return an estimate: the answer's size as if it were text, and the request's input."""
