@@ -6,6 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bursar_server.db.engine import build_engine, connect_lane
+from bursar_server.db.lane import Pipeline
 from bursar_server.db.preconditions import DatabaseStartError
 
 
@@ -29,6 +30,17 @@ def test_a_lane_runs_pipelines(database_url: str) -> None:
     with connect_lane(database_url) as lane, lane.pipeline(), lane.transaction():
         cursors = [lane.execute("SELECT %s::bigint", (number,)) for number in range(10)]
         assert [cursor.fetchone() for cursor in cursors] == [(number,) for number in range(10)]
+
+
+def test_a_round_trip_carries_more_than_sockets_hold(database_url: str) -> None:
+    """Megabytes both ways: neither side waits for the other to read."""
+    text = "x" * (4 << 20)
+    with connect_lane(database_url) as lane:
+        pipeline = Pipeline(lane)
+        for _ in range(2):
+            answers = [pipeline.send("SELECT %s::text", text) for _ in range(3)]
+            pipeline.run()
+            assert [answer.rows() for answer in answers] == [[(text,)]] * 3
 
 
 async def test_the_pool_has_an_end(engine: AsyncEngine) -> None:

@@ -280,6 +280,21 @@ def test_nothing_after_the_marker_passes_before_it() -> None:
     assert reader.held == b"data: [DONE]\n\n: late\n\ndata: more"
 
 
+@pytest.mark.parametrize("space", [b"", b" "])
+@pytest.mark.parametrize("last", [b"", b',"obfuscation":"a1b2"'])
+def test_null_usage_is_taken_out_of_an_event_however_it_is_spaced(space: bytes, last: bytes) -> None:
+    """F099: what Bursar's own `include_usage` added does not reach the app; all other bytes do."""
+    call = dialect_named("openai").open(
+        "POST", "/v1/chat/completions", "", {}, b'{"model":"gpt-4o","stream":true,"messages":[]}'
+    )
+    assert call.usage_inserted
+    inner, rest = b'{"usage":null,"index":0}', last.replace(b",", b"," + space).replace(b":", b":" + space)
+    kept = b'data: {"id":"a","choices":[%s]%s%s}\n\n'
+    added = b"," + space + b'"usage":' + space + b"null"
+    reader = dialect_named("openai").reader(call, 200, "text/event-stream")
+    assert reader.feed(kept % (inner, added, rest)) == kept % (inner, b"", rest)
+
+
 def test_the_marker_as_content_is_content() -> None:
     asked, dialect = call("openai", "/v1/chat/completions", '{"model":"m","stream":true}')
     reader = dialect.reader(asked, 200, "text/event-stream")

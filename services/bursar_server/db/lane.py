@@ -1,6 +1,5 @@
 """What a lane of the hot path knows of its database: a blocking connection, round trips, and which errors mean what."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from psycopg import adapt, errors, generators
 from psycopg.abc import PQGen, Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import Ready, Wait
 
 LaneConnection = psycopg.Connection[Any]
 """A lane's own connection: blocking, in autocommit; its batches go through a `Pipeline`."""
@@ -64,7 +64,7 @@ class Pipeline:
         self.connection = connection
         self._transformer: Transformer = adapt.Transformer(connection)
         self._names: dict[str, bytes] = {}
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: list[Callable[[], None]] = []
         # What the commands are answered into: by statement, where it is being prepared, or by its answer.
         self._waiting: list[Answer | tuple[str, bytes]] = []
 
@@ -87,12 +87,15 @@ class Pipeline:
     def run(self) -> None:
         """Send what is queued, and wait for all of the answers. Raises the first error that the server reports."""
         waiting, self._waiting = self._waiting, []
-        commands, self._commands = self._commands, deque()
+        commands, self._commands = self._commands, []
         pgconn = self.connection.pgconn
         pgconn.enter_pipeline_mode()
         try:
-            commands.append(pgconn.pipeline_sync)
-            results = self.connection.wait(_exchanged(pgconn, commands, len(waiting) + 1))
+            # libpq keeps them until the sync sends them all at once: not a system call and a wait for each.
+            for command in commands:
+                command()
+            pgconn.pipeline_sync()
+            results = self.connection.wait(_exchanged(pgconn, len(waiting) + 1))
         finally:
             if pgconn.status == psycopg.pq.ConnStatus.OK:
                 pgconn.exit_pipeline_mode()
@@ -109,11 +112,12 @@ class Pipeline:
             raise errors.error_from_result(failure, encoding="utf-8")
 
 
-def _exchanged(
-    pgconn: PGconn, commands: deque[Callable[[], None]], expected: int
-) -> PQGen[list[list[PGresult]]]:
-    """Send commands, and return the results of each and of the sync after them."""
-    results: list[list[PGresult]] = yield from generators.pipeline_communicate(pgconn, commands)
+def _exchanged(pgconn: PGconn, expected: int) -> PQGen[list[list[PGresult]]]:
+    """Send what is queued, and return so many results."""
+    while pgconn.flush():  # the server may have to get rid of answers before it reads on
+        if (yield Wait.RW) & Ready.R:
+            pgconn.consume_input()
+    results: list[list[PGresult]] = []
     while len(results) < expected:
         results.append((yield from generators.fetch_many(pgconn)))
     return results

@@ -16,7 +16,7 @@ from bursar_sidecar.usage import Findings, clamped, count, decimal_text, part, p
 
 #: `"usage":null` among the last members of an event, only plain texts behind it. What stands between it and the last
 #: brace has no bracket, so it is a member of the event itself and nothing nested.
-_USAGE_NULL_AT_END = re.compile(rb',"usage":null(?=(?:,"\w+":"[^"\\]*")*\}\s*$)')
+_USAGE_NULL_AT_END = re.compile(rb',\s*"usage":\s*null(?=(?:,\s*"\w+":\s*"[^"\\]*")*\s*\}\s*$)')
 
 #: What vendors call cached prompt tokens outside `prompt_tokens_details`.
 _CACHED = ("num_cached_tokens", "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
