@@ -366,3 +366,27 @@ async def test_credentials_are_made_for_the_asking_too_and_nothing_is_logged(
     assert request_id in logged
     for secret in ("ey.", "hush", KEY, "resp_4711", "not found", "Sargasso"):
         assert secret not in logged, secret
+
+
+async def test_asking_is_bounded(
+    plane: Served, provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many at a time, each for so long; a call whose budget waits for its charge for a shorter time."""
+    monkeypatch.setattr(background, "ASKS_AT_ONCE", 1)
+    monkeypatch.setattr(inquiry, "ASK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(background, "GUARDED_MAX_S", 2.5)
+    provider.says = [b""]
+    async with cancelling(plane, provider, tmp_path) as sidecar:
+        provider.begins = response_events("resp_1")
+        first = await left(sidecar, "/openai/v1/responses", ASKED)
+        await until(lambda: len(provider.asked) == 1)
+        provider.begins, plane.service.guard_output_tokens = response_events("resp_2"), 10**6
+        second = await left(sidecar, "/openai/v1/responses", ASKED)
+        await asyncio.sleep(0.4)
+        assert len(provider.asked) == 1
+        await until(lambda: len({heard.target for heard in provider.asked}) == 2)
+        await until(lambda: second in plane.service.records)
+        assert plane.service.records[second].estimated
+        assert first not in plane.service.records
+        provider.says = [response("resp_1")]
+        assert not (await charged(plane, first)).estimated
