@@ -23,6 +23,7 @@ from bursar_sidecar.door import Door
 from bursar_sidecar.exchange import Terms
 from bursar_sidecar.gate import Gate
 from bursar_sidecar.ids import RequestIds, sha256_hex
+from bursar_sidecar.inquiry import Inquirer
 from bursar_sidecar.outbox import Outbox
 from bursar_sidecar.proxy import Proxy
 from bursar_sidecar.replay import Replayer
@@ -85,18 +86,9 @@ class Sidecar:
             open_calls_max=config.open_calls_max,
             deduct_wait_s=config.deduct_wait_ms / 1000,
         )
-        self._background = Background(self.gate, clock)
         self._session = _session(config)
-        terms = Terms(
-            session=self._session,
-            gate=self.gate,
-            background=self._background,
-            clock=clock,
-            counts=self.counts,
-            logger=logger,
-            limits=_limits(config),
-            proxies=_proxies(config.upstreams),
-        )
+        terms = self._terms(clock)
+        self._background = terms.background
         self._proxy = Proxy(
             terms,
             Router(config.upstreams, config.upstreams_missing),
@@ -119,6 +111,27 @@ class Sidecar:
         )
         self._listener: asyncio.Server | None = None
         self._loops: list[asyncio.Task[None]] = []
+
+    def _terms(self, clock: Clock) -> Terms:
+        config, proxies = self._config, _proxies(self._config.upstreams)
+        background = Background(
+            self.gate,
+            Inquirer(self._session, proxies),
+            clock,
+            self.counts,
+            self._logger,
+            true_up_s=config.true_up_ms / 1000,
+        )
+        return Terms(
+            session=self._session,
+            gate=self.gate,
+            background=background,
+            clock=clock,
+            counts=self.counts,
+            logger=self._logger,
+            limits=_limits(config),
+            proxies=proxies,
+        )
 
     async def start(self) -> str:
         """Take over what an earlier process left, listen, and return the address (`host:port`) apps can call."""

@@ -41,6 +41,7 @@ class Config:
     upstream_connect_timeout_ms: int
     upstream_answer_timeout_ms: int
     upstream_idle_timeout_ms: int
+    true_up_ms: int
     shutdown_timeout_ms: int
     log_level: str
     upstreams: Mapping[str, Upstream]

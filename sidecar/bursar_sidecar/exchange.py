@@ -23,7 +23,8 @@ from bursar_sidecar.decoding import Decoder, DecodingError, OpaqueReader, Unknow
 from bursar_sidecar.gate import Gate, OpenCall
 from bursar_sidecar.money import usd_text
 from bursar_sidecar.outbox import OutboxWriteError
-from bursar_sidecar.providers.base import ApiCall, Dialect, Outcome, Problem, Reader
+from bursar_sidecar.providers.base import ApiCall, Dialect, Later, Outcome, Problem, Reader
+from bursar_sidecar.signing import Signer
 from bursar_sidecar.stream_guard import error_event, outgrown
 from bursar_sidecar.telemetry import Counts
 from bursar_sidecar.watch import Limits, Stop, Watch
@@ -61,7 +62,10 @@ class Terms:
 
 @dataclass(slots=True)
 class Forward:
-    """A request as it goes to the provider, and what is known of it. `comment`: a stream's app wants to read its cost."""
+    """A request as it goes to the provider, and what is known of it. `comment`: a stream's app wants to read its cost.
+
+    `later` is how the provider is asked afterwards, `signer` what made the request's credential, where there are such.
+    """
 
     upstream: str
     dialect: Dialect
@@ -71,6 +75,8 @@ class Forward:
     headers: CIMultiDict[str]
     asked: ApiCall
     comment: bool
+    later: Later | None = None
+    signer: Signer | None = None
 
 
 def refusal(dialect: Dialect, problem: Problem, request_id: str, stream: bool = False) -> web.Response:
@@ -200,7 +206,7 @@ class Exchange:
         self.watch.end()
         gone = self.watch.gone
         metered = reader.metered(Outcome.CANCELLED if gone else Outcome.PARTIAL if self._spent else None)
-        charged = await self._terms.background.charge(self._forward.upstream, self._call, metered)
+        charged = await self._terms.background.charge(self._forward, self._call, metered, upstream.headers)
         if gone:
             return self._response or web.Response()
         if self._spent:

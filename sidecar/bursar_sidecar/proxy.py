@@ -174,6 +174,7 @@ class Proxy:
         forward = self._forward(request, route, caller, query, asked)
         signer = route.upstream.signer
         if signer is not None and (caller.own or not has_credentials(forward.headers, query)):
+            forward.signer = signer
             problem = await self._signed(signer, forward, opened)
             if problem is not None:
                 return self._refuse(dialect, problem, opened.request_id, asked.stream)
@@ -218,8 +219,17 @@ class Proxy:
         url = f"{upstream.origin}{upstream.base_path}{route.path}{'?' if query else ''}{query}"
         comments = upstream.dialect.name in _COMMENTED
         comment = comments and request.headers.get(_COMMENT, "").lower() == "on"
+        later = upstream.later and upstream.later(asked, route.decoded_path)
         return Forward(
-            upstream.name, upstream.dialect, request.method, upstream.origin, url, headers, asked, comment
+            upstream.name,
+            upstream.dialect,
+            request.method,
+            upstream.origin,
+            url,
+            headers,
+            asked,
+            comment,
+            later,
         )
 
     async def _body(self, request: web.BaseRequest) -> bytes | Problem:

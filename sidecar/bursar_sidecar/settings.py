@@ -266,6 +266,15 @@ SETTINGS: tuple[Setting, ...] = (
         _whole(10, 24 * _HOUR_MS),
     ),
     Setting(
+        "BURSAR_TRUE_UP_MS",
+        "--true-up-ms",
+        str(_MINUTE_MS),
+        "ms",
+        "How long a provider is asked what a call consumed whose answer broke off; then it is charged with its estimate. "
+        "0 never asks.",
+        _whole(0, _HOUR_MS),
+    ),
+    Setting(
         "BURSAR_SHUTDOWN_TIMEOUT_MS",
         "--shutdown-timeout-ms",
         "30000",

@@ -42,6 +42,7 @@ class Counts:
     streams_ended: int = 0
     app_disconnects: int = 0
     estimated: int = 0
+    true_ups: Counter[str] = field(default_factory=Counter)  # by result
     sent_without_end: int = 0
     outbox_torn_bytes: int = 0
     outbox_damaged_bytes: int = 0
@@ -80,6 +81,12 @@ _COUNTERS: tuple[tuple[str, str, str, str], ...] = (
     ("ids_corrected", "request_id_corrections", "", "Corrections of the clock after a misplaced request id."),
     ("app_disconnects", "app_disconnects", "", "Apps that went away before the answer ended."),
     ("estimated", "estimated_calls", "", "Calls whose usage was estimated."),
+    (
+        "true_ups",
+        "true_ups",
+        "result",
+        "Calls whose provider was to be asked afterwards: settled by what it said, or charged with their estimate.",
+    ),
     ("sent_without_end", "sent_without_end", "", "Calls that a crash interrupted after they were sent."),
     ("outbox_torn_bytes", "outbox_torn_bytes", "", "Bytes of unfinished writes found at the start."),
     (

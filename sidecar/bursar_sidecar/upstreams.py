@@ -9,8 +9,10 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from bursar_sidecar.clock import SystemClock
-from bursar_sidecar.providers.base import DIALECTS, Dialect, dialect_named
-from bursar_sidecar.providers.openai import OpenAI
+from bursar_sidecar.providers.base import DIALECTS, Dialect, LaterRule, dialect_named
+from bursar_sidecar.providers.gemini import stored_interaction
+from bursar_sidecar.providers.openai import OpenAI, stored, stored_responses
+from bursar_sidecar.providers.openrouter import generation
 from bursar_sidecar.providers.registry import dialect_at
 from bursar_sidecar.signing import AwsSigner, Signer, TokenSigner, entra_token, google_token
 
@@ -42,7 +44,7 @@ class Known:
 
     `keys` are the variables that usually hold its credential, `url_variable` the one that usually holds its address.
     `include_usage`: a stream reports its usage only when asked (`stream_options.include_usage`); None where that is to be
-    found out.
+    found out. `later` is what can be asked there when an answer broke off.
     """
 
     url: str = ""
@@ -51,15 +53,19 @@ class Known:
     include_usage: bool | None = False
     key_header: str = ""
     url_variable: str = ""
+    later: LaterRule | None = None
 
 
 # Public addresses and variables as the providers' own documentation gives them (docs/providers.md names the pages).
 # Prices know them by the same names.
 KNOWN: Mapping[str, Known] = {
-    "openai": Known("https://api.openai.com", keys=("OPENAI_API_KEY",), include_usage=True),
+    "openai": Known("https://api.openai.com", keys=("OPENAI_API_KEY",), include_usage=True, later=stored),
     "anthropic": Known("https://api.anthropic.com", "anthropic", keys=("ANTHROPIC_API_KEY",)),
     "gemini": Known(
-        "https://generativelanguage.googleapis.com", "gemini", keys=("GEMINI_API_KEY", "GOOGLE_API_KEY")
+        "https://generativelanguage.googleapis.com",
+        "gemini",
+        keys=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        later=stored_interaction,
     ),
     "vertex": Known("https://aiplatform.googleapis.com", "vertex"),
     "bedrock": Known(dialect="bedrock", keys=("AWS_BEARER_TOKEN_BEDROCK",)),
@@ -68,13 +74,14 @@ KNOWN: Mapping[str, Known] = {
         include_usage=True,
         key_header="api-key",
         url_variable="AZURE_OPENAI_ENDPOINT",
+        later=stored_responses,
     ),
     "mistral": Known("https://api.mistral.ai", keys=("MISTRAL_API_KEY",)),
     "groq": Known("https://api.groq.com", keys=("GROQ_API_KEY",)),
     "deepseek": Known("https://api.deepseek.com", keys=("DEEPSEEK_API_KEY",)),
-    "xai": Known("https://api.x.ai", keys=("XAI_API_KEY",)),
+    "xai": Known("https://api.x.ai", keys=("XAI_API_KEY",), later=stored_responses),
     "cohere": Known("https://api.cohere.com", "cohere", keys=("COHERE_API_KEY", "CO_API_KEY")),
-    "openrouter": Known("https://openrouter.ai", keys=("OPENROUTER_API_KEY",)),
+    "openrouter": Known("https://openrouter.ai", keys=("OPENROUTER_API_KEY",), later=generation),
     "together": Known("https://api.together.xyz", keys=("TOGETHER_API_KEY",)),
     "cerebras": Known("https://api.cerebras.ai", keys=("CEREBRAS_API_KEY",)),
     "perplexity": Known("https://api.perplexity.ai", keys=("PERPLEXITY_API_KEY",)),
@@ -93,7 +100,8 @@ class Upstream:
     `origin` is scheme, host and port, `base_path` what comes before every path (never ends with a slash).
     `credential_headers` carry the provider's own key; empty where none is configured. `signer` makes a credential for
     each request instead. `provider` is its name in prices. `compatible` is OpenAI's dialect as it is spoken here.
-    `key_in_query`: the provider takes a credential as `?key=`, whatever API is called.
+    `key_in_query`: the provider takes a credential as `?key=`, whatever API is called. `later` says how it is asked
+    afterwards about a call.
     """
 
     name: str
@@ -105,6 +113,7 @@ class Upstream:
     compatible: Dialect
     signer: Signer | None = None
     key_in_query: bool = False
+    later: LaterRule | None = None
 
     def at(self, path: str) -> Upstream:
         """Return this upstream with the dialect that is spoken at `path`: many offer another vendor's API beside theirs."""
@@ -174,6 +183,7 @@ def _upstream(
         compatible,
         _signer(name, auth, origin, environment),
         dialect_name in ("gemini", "vertex"),
+        known.later,
     )
 
 

@@ -22,7 +22,7 @@ class Findings:
 
     `usage` is the main model's, `others` are further models billed by the same answer. `final` says that the figures
     cover the whole answer (streams report interim ones too); `input_unknown`, that they say nothing of the input.
-    `deferred`: the provider has only queued the work, which it calls `work_id`.
+    `work_id` is what the provider calls the answer; `deferred`: it has only queued the work.
     """
 
     model: str = ""
@@ -132,7 +132,8 @@ def settle(call: ApiCall, status: int, found: Findings, complete: bool, outcome:
     usage = _estimated(call, found) if estimated else found.usage
     assert usage is not None  # noqa: S101  (either branch made one)
     main = UsageItem(found.model or call.model, found.service_tier, usage)
-    return Metered((main, *found.others), estimated, found.provider_cost_usd, outcome)
+    work_id = found.work_id if estimated else ""
+    return Metered((main, *found.others), estimated, found.provider_cost_usd, outcome, work_id)
 
 
 def _outcome(status: int, found: Findings, complete: bool) -> Outcome:

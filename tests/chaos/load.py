@@ -39,7 +39,7 @@ class Way:
             return {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
         body: dict[str, Any] = {"model": self.model, "stream": stream}
         if self.path.endswith("/responses"):
-            return {**body, "input": prompt}
+            return {**body, "input": prompt, "store": False}  # what is not stored is not asked about again
         body["messages"] = [{"role": "user", "content": prompt}]
         if self.provider == "anthropic":
             body["max_tokens"] = 200

@@ -118,14 +118,32 @@ async def test_what_was_made_elsewhere_is_not_charged(
 async def test_what_is_never_read_is_estimated(
     sidecar: RunningSidecar, plane: Served, upstream: OddUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F103: nobody says what it consumed, so it is charged as a call of which nothing was heard."""
+    """F103: the provider is asked; where it does not know either, it is charged as one of which nothing was heard."""
     request_id = await asked(sidecar, upstream)
     await asyncio.sleep(0.6)
     assert request_id not in plane.service.records
+    upstream.answer = json_answer(b"{}", "410 Gone")
+    monkeypatch.setattr(background, "FIRST_ASK_S", 0.0)
     monkeypatch.setattr(background, "KEPT_MAX_S", 0.0)
     await until(lambda: request_id in plane.service.records)
     record = plane.service.records[request_id]
     assert (record.estimated, record.items[0].usage.output_tokens) == (True, 300)
+
+
+async def test_the_provider_is_asked_about_what_is_never_read(
+    sidecar: RunningSidecar, plane: Served, upstream: OddUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F100, F103: an app that was killed while it waited costs what its work cost."""
+    request_id = await asked(sidecar, upstream)
+    upstream.answer = response("completed", USAGE)
+    await asyncio.sleep(0.6)
+    assert (request_id in plane.service.records, len(upstream.heard)) == (False, 1)
+    monkeypatch.setattr(background, "KEPT_MAX_S", 0.0)
+    await until(lambda: request_id in plane.service.records)
+    record = plane.service.records[request_id]
+    assert (record.estimated, record.outcome) == (False, metering_pb2.OUTCOME_SUCCESS)
+    assert record.items[0].usage.output_tokens == 200
+    assert upstream.heard[-1].target == "/v1/responses/resp_1"
 
 
 async def test_a_sidecar_that_stops_charges_what_it_kept(

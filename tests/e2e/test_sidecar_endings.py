@@ -25,7 +25,7 @@ from bursar.v1.metering_service_pb2 import DeductRequest
 from support.endings import SECTIONS, Cell, End, Ending, Patience
 from support.endings_apis_more import APIS
 from support.fake_control_plane import Served, fake_control_plane
-from support.odd_upstream import Heard, OddUpstream, deaf_address, head, odd_upstream
+from support.odd_upstream import Heard, OddUpstream, deaf_address, head, json_answer, odd_upstream
 from support.sidecars import AUTHORIZED, RunningSidecar, environment, running_sidecar, until
 
 PAGE = Path(__file__).parents[2] / "docs" / "metering-matrix.md"
@@ -83,7 +83,10 @@ class Bench:
     leaving: Counter[Patience] = field(default_factory=Counter)
 
     async def answer(self, heard: Heard, writer: asyncio.StreamWriter) -> None:
-        """Answer as the cell says that the request names."""
+        """Answer as the cell says that the request names; nobody is told afterwards what it came to."""
+        if heard.method == "GET":
+            writer.write(json_answer(b"{}", "410 Gone"))
+            return
         cell = self.cells[heard.header("x-cell") or ""]
         sidecar = self.sidecars[cell.ending.patience].sidecar
 

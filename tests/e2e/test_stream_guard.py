@@ -33,7 +33,7 @@ def chat(url: str, key: str) -> Iterator[object]:
 
 def responses(url: str, key: str) -> Iterator[object]:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, default_headers=SLOWLY)
-    return iter(client.responses.create(model="gpt-5", input=PROMPT, stream=True))
+    return iter(client.responses.create(model="gpt-5", input=PROMPT, stream=True, store=False))
 
 
 def messages(url: str, key: str) -> Iterator[object]:

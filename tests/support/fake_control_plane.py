@@ -62,6 +62,7 @@ class FakeControlPlane(MeteringService):
     waits: list[pb.CheckRequest] = field(default_factory=list)
     wait_timeouts_ms: list[str | None] = field(default_factory=list)
     fit_output_tokens: int | None = None
+    guard_output_tokens: int | None = None
     duplicates: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     unsound_users: set[str] = field(default_factory=set)
@@ -175,6 +176,8 @@ class FakeControlPlane(MeteringService):
         response.remaining_nanos = account.remaining_nanos
         if request.can_fit_output and self.fit_output_tokens is not None:
             response.fit_output_tokens = self.fit_output_tokens
+        if self.guard_output_tokens is not None:
+            response.guard_output_tokens = self.guard_output_tokens
         response.hold_expire_time.FromNanoseconds(self._now_ns() + int(self.lease_s * 1e9))
 
     def _deduct(self, request: pb.DeductRequest) -> pb.BatchDeductResult:

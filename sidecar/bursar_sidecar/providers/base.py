@@ -8,7 +8,7 @@ what an answer says it consumed (`Reader`, `Metered`), and says no in words that
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
@@ -66,8 +66,9 @@ class Metered:
     """What an answer, as far as it has come, says it consumed.
 
     `items` is empty where no usage is known. `provider_cost_usd` is the provider's own figure, the decimal text as it
-    wrote it. `outcome` is as far as the body tells. `work_id` names work that goes on in the background; `ended` is what
-    it consumed, on an answer that says that it is over.
+    wrote it. `outcome` is as far as the body tells. `work_id` is the provider's name for work that goes on in the
+    background, and for an answer whose usage is estimated; `ended` is what work consumed, on an answer that says that it
+    is over.
     """
 
     items: tuple[UsageItem, ...]
@@ -166,6 +167,25 @@ class Reader(Protocol):
         """
         ...
 
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """How a provider says afterwards what one of its answers consumed: a GET beside the call, with the answer's id.
+
+    What follows the last `after` in the call's path gives way to `path` ("" keeps the whole), its query to `query` where
+    there is one; `{id}` stands for the id in both. The id is what the answer's `header` says, else what its body does
+    (`Metered.work_id`). `reader` reads what comes; as long as that is work not done yet, it is asked again.
+    """
+
+    reader: Callable[[ApiCall, int], Reader]
+    path: str
+    after: str = ""
+    query: str = ""
+    header: str = ""
+
+
+#: Returns how a provider is asked afterwards about a call at a path; None where it has nothing that could be asked.
+LaterRule = Callable[[ApiCall, str], Later | None]
 
 #: An answer whose headers say nothing.
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})

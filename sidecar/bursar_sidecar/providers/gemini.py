@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from urllib.parse import unquote
 
 import orjson
 
-from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
+from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Later, Problem, Reader
 from bursar_sidecar.providers.gemini_answers import ANSWER, ArrayStream, GeminiStream
 from bursar_sidecar.providers.gemini_interactions import INTERACTION, InteractionStream
 from bursar_sidecar.providers.output_limit import lowered
@@ -150,6 +151,21 @@ class Gemini:
             "details": details,
         }
         return orjson.dumps({"error": error})
+
+
+#: The same interaction under its id, with its usage.
+_STORED_INTERACTION = Later(partial(JsonReader, shape=INTERACTION), "/{id}")
+
+
+def stored_interaction(call: ApiCall, path: str) -> Later | None:  # noqa: ARG001
+    """Return how an interaction is read again, which is stored unless the request says `store: false`.
+
+    Gemini API, "Interactions API": stored by default, `interactions.get`.
+    """
+    if call.api != INTERACTIONS:
+        return None
+    store = (document(call.body) or {}).get("store") if b'"store"' in call.body else None
+    return None if store is False else _STORED_INTERACTION
 
 
 def _is_array(first: bytes) -> bool | None:

@@ -69,7 +69,9 @@ class InteractionStream(StreamReader):
         return self._content(block)
 
     def _read_content(self, event: Document) -> None:
-        self._found.model = self._found.model or text(part(event.get("interaction")).get("model"))
+        interaction = part(event.get("interaction"))
+        self._found.work_id = self._found.work_id or text(interaction.get("id"))
+        self._found.model = self._found.model or text(interaction.get("model"))
         self._found.say(text(part(event.get("delta")).get("text")))
 
 

@@ -9,12 +9,12 @@ from functools import partial
 
 import orjson
 
-from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Problem, Reader
+from bursar_sidecar.providers.base import NO_HEADERS, ApiCall, Later, Problem, Reader
 from bursar_sidecar.providers.openai_chat import CHAT, ChatStream
 from bursar_sidecar.providers.openai_media import MEDIA, MediaStream
 from bursar_sidecar.providers.openai_responses import RESPONSE, ResponseStream
 from bursar_sidecar.providers.output_limit import lowered
-from bursar_sidecar.providers.readers import ReadAgain, document, reader_for
+from bursar_sidecar.providers.readers import JsonReader, ReadAgain, document, reader_for
 from bursar_sidecar.providers.request import Request, positive
 from bursar_sidecar.usage import count, text
 
@@ -62,6 +62,10 @@ _APIS = (
 _RESPONSE = re.compile(r"/responses/([^/]+)(/cancel)?$")
 
 _MEDIA = (IMAGES, TRANSCRIPTIONS, SPEECH)
+
+#: What is stored can be read again under its id; the usage in it is the same (see `stored_responses`).
+_STORED_RESPONSE = Later(partial(JsonReader, shape=RESPONSE), "/{id}")
+_STORED_CHAT = Later(partial(JsonReader, shape=CHAT), "/{id}")
 
 #: Azure's name of a model, where the request itself names none.
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
@@ -159,6 +163,31 @@ class OpenAI:
         """Return OpenAI's error shape; details stand beside its four members."""
         error = {"message": problem.message, "type": problem.type, "param": None, "code": problem.code}
         return orjson.dumps({"error": {**problem.details, **error}})
+
+
+def stored_responses(call: ApiCall, path: str) -> Later | None:
+    """Return how a response is read again, which is stored unless the request says `store: false`.
+
+    So do OpenAI (API reference, "Get a model response"), Azure ("Use the Azure OpenAI Responses API", "Retrieve a
+    response") and xAI ("Generate Text": stored for 30 days, on by default). One whose stream the app broke off is
+    finished all the same, and then has its usage.
+    """
+    stored = call.api == RESPONSES and path.rstrip("/").endswith("/responses") and _store(call) is not False
+    return _STORED_RESPONSE if stored else None
+
+
+def stored(call: ApiCall, path: str) -> Later | None:
+    """Return how OpenAI's own answers are read again: responses, and chat completions made with `store: true`.
+
+    OpenAI's API reference: "Get a model response", "Get chat completion".
+    """
+    if call.api == CHAT_COMPLETIONS and _store(call) is True:
+        return _STORED_CHAT
+    return stored_responses(call, path)
+
+
+def _store(call: ApiCall) -> object:
+    return (document(call.body) or {}).get("store") if b'"store"' in call.body else None
 
 
 def _api(method: str, path: str) -> str:

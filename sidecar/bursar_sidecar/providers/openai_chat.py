@@ -108,6 +108,7 @@ def _place(found: Document, key: str, depth: int, value: object) -> None:
 CHAT = JsonShape(
     read=read_chat,
     wanted={
+        b"id": 1,
         b"model": 1,
         b"service_tier": 1,
         b"usage": 1,
@@ -161,6 +162,7 @@ class ChatStream(StreamReader):
         return self._content(block if had_usage or "usage" not in event else without_usage(block))
 
     def _read_content(self, event: Document) -> None:
+        self._found.work_id = self._found.work_id or text(event.get("id"))
         self._found.model = self._found.model or text(event.get("model"))
         self._found.service_tier = self._found.service_tier or text(event.get("service_tier"))
         _read_choices(event, self._found)
@@ -187,6 +189,7 @@ def _is_null_usage(block: bytes, member: Member) -> bool:
 
 
 def _read_common(answer: Document, found: Findings) -> None:
+    found.work_id = text(answer.get("id")) or found.work_id
     found.model = text(answer.get("model")) or found.model
     found.service_tier = text(answer.get("service_tier")) or found.service_tier
     raw = answer.get("usage")

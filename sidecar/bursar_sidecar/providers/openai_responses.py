@@ -119,7 +119,9 @@ class ResponseStream(StreamReader):
             super()._read_error(block)
 
     def _read_content(self, event: Document) -> None:
-        self._found.model = self._found.model or text(part(event.get("response")).get("model"))
+        response = part(event.get("response"))
+        self._found.work_id = self._found.work_id or text(response.get("id"))
+        self._found.model = self._found.model or text(response.get("model"))
         delta = event.get("delta")
         if isinstance(delta, str) and text(event.get("type")).endswith(".delta"):
             self._found.say(delta)

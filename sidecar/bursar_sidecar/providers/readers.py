@@ -28,7 +28,7 @@ def document(data: bytes) -> Document | None:
 
     Where amounts of money may be in it, every fraction is a Decimal: a float would not be what the provider wrote.
     """
-    if b'"cost' in data:
+    if b'"cost' in data or b'_cost"' in data:
         found = exact_value(data)
     else:
         try:
