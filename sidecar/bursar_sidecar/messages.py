@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from operator import attrgetter
+from types import MappingProxyType
+from typing import NamedTuple
 
 from bursar.v1 import metering_pb2
 from bursar.v1.metering_service_pb2 import CheckRequest, DeductRequest
@@ -12,17 +12,15 @@ from bursar_sidecar.money import usd_of_text
 from bursar_sidecar.providers.base import Metered, Outcome, Usage, UsageItem
 
 _OUTCOMES = {outcome: getattr(metering_pb2, f"OUTCOME_{outcome.value}") for outcome in Outcome}
-_USAGE_FIELDS = tuple(Usage.__slots__)
-_usage_values = attrgetter(*_USAGE_FIELDS)
 #: The contract's bound on the items of one Deduct.
 _ITEMS_MAX = 16
 _NAME_MAX_CHARACTERS = 200
 #: What a call is taken to generate where nothing more is heard of it (S11: without any history).
 _UNKNOWN_OUTPUT_TOKENS = 1024
+_NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """Who wants to call what: what a Check asks and a Deduct repeats.
 
     `provider` is its name in prices, `user_id` names the user that the key acts for, if it may; `body_user` is whom the
@@ -34,7 +32,7 @@ class Ask:
     model: str = ""
     input_tokens_estimate: int = 0
     max_output_tokens: int | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = _NO_TAGS
     session_id: str = ""
     user_id: str = ""
     body_user: str = ""
@@ -79,8 +77,7 @@ def deduct_payload(request_id: str, ask: Ask, metered: Metered, start_ns: int, e
 
 # Plain mappings: the message is then made in one step, which costs half of making its parts first.
 def _item(item: UsageItem) -> Mapping[str, object]:
-    values = zip(_USAGE_FIELDS, _usage_values(item.usage), strict=True)
-    usage = {name: value for name, value in values if value}
+    usage = {name: value for name, value in zip(Usage._fields, item.usage, strict=True) if value}
     return {"model": _name(item.model), "service_tier": _name(item.service_tier), "usage": usage}
 
 

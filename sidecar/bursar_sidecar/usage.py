@@ -52,6 +52,8 @@ class Findings:
 
 def count(value: object) -> int:
     """Return `value` as a number of units: a whole number from 0 to COUNT_MAX, else 0 (not reported)."""
+    if value is None:
+        return 0
     if type(value) is int:  # nearly always; `bool` is another type
         return value if 0 <= value <= COUNT_MAX else 0
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
@@ -85,21 +87,14 @@ def clamped(usage: Usage) -> Usage:
     whole_in, whole_out = usage.input_tokens, usage.output_tokens
     read = min(usage.cache_read_tokens, whole_in)
     write_5m = min(usage.cache_write_5m_tokens, whole_in - read)
-    write_1h = min(usage.cache_write_1h_tokens, whole_in - read - write_5m)
-    return Usage(
-        input_tokens=whole_in,
-        output_tokens=whole_out,
+    return usage._replace(
         cache_read_tokens=read,
         cache_write_5m_tokens=write_5m,
-        cache_write_1h_tokens=write_1h,
-        reasoning_tokens=usage.reasoning_tokens,
+        cache_write_1h_tokens=min(usage.cache_write_1h_tokens, whole_in - read - write_5m),
         input_audio_tokens=min(usage.input_audio_tokens, whole_in),
         output_audio_tokens=min(usage.output_audio_tokens, whole_out),
         input_image_tokens=min(usage.input_image_tokens, whole_in),
         output_image_tokens=min(usage.output_image_tokens, whole_out),
-        images=usage.images,
-        web_searches=usage.web_searches,
-        requests=usage.requests,
     )
 
 
@@ -152,12 +147,12 @@ def _estimated(call: ApiCall, found: Findings) -> Usage:
         output = min(output, call.max_output_tokens)
     if found.usage is None:
         return Usage(input_tokens=_asked(call, models), output_tokens=output, requests=1)
-    fields = {name: getattr(found.usage, name) for name in Usage.__slots__}
+    usage = found.usage
     if not found.final:
-        fields["output_tokens"] = max(found.usage.output_tokens, output)
+        usage = usage._replace(output_tokens=max(usage.output_tokens, output))
     if found.input_unknown:
-        fields["input_tokens"] = _asked(call, models)
-    return Usage(**fields)
+        usage = usage._replace(input_tokens=_asked(call, models))
+    return usage
 
 
 def _asked(call: ApiCall, models: tuple[str, str]) -> int:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -39,7 +39,7 @@ class LoggedServed(Served):
         return call
 
     def end(self, call: Call) -> None:
-        usage = asdict(call.usage) if call.usage is not None and call.status == 200 else None
+        usage = call.usage._asdict() if call.usage is not None and call.status == 200 else None
         self._write(
             {
                 "call": call.headers.get(CALL_HEADER, ""),

@@ -94,7 +94,7 @@ def metered_of(record: DeductRequest) -> Metered:
         UsageItem(
             item.model,
             item.service_tier,
-            Usage(**{name: getattr(item.usage, name) for name in Usage.__slots__}),
+            Usage(**{name: getattr(item.usage, name) for name in Usage._fields}),
         )
         for item in record.items
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import anthropic
 import openai
@@ -77,7 +76,7 @@ def test_a_stream_ends_when_its_budget_is_spent(
     usage = Usage(**stack.served()[-1]["usage"])
     price = stack.rpc("PricingService/LookupPrice", {"provider": provider, "model": model})["price"]
     limit_nanos = cost_nanos(
-        price, replace(usage, output_tokens=usage.output_tokens // 4, reasoning_tokens=0)
+        price, usage._replace(output_tokens=usage.output_tokens // 4, reasoning_tokens=0)
     )
 
     email, key = guarded_person(stack, limit_nanos / 1e9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def shown(metered: Metered) -> list[dict[str, Any]]:
         {
             "model": item.model,
             "service_tier": item.service_tier,
-            "usage": {name: count for name, count in asdict(item.usage).items() if count},
+            "usage": {name: count for name, count in item.usage._asdict().items() if count},
         }
         for item in metered.items
     ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,7 +157,7 @@ def test_who_was_refused_stays_refused() -> None:
         last_known = LastKnown(own, 3600.0)
         last_known.denied(ASK, answer(), problem, 0.0, behind=False)
         assert last_known.decide(ASK, 1.0).problem == problem
-        assert (last_known.decide(replace(ASK, key_sha256="o" * 64), 1.0).problem is None) == (own is OPEN)
+        assert (last_known.decide(ASK._replace(key_sha256="o" * 64), 1.0).problem is None) == (own is OPEN)
         last_known.allowed(ASK, answer(10**9), 2.0, behind=False)
         assert last_known.decide(ASK, 3.0).problem != problem
 
@@ -170,11 +168,11 @@ def test_a_revoked_key_is_shut_out_whatever_its_budgets_said(own: OnUnreachable)
     last_known = LastKnown(own, 3600.0)
     for tags in ({"team": "red"}, {"team": "blue"}):
         said = answer(10**9, budget_pb2.ON_UNREACHABLE_OPEN, budgets_by_tags=True)
-        last_known.allowed(replace(ASK, tags=tags), said, 0.0, behind=False)
-        assert last_known.decide(replace(ASK, tags=tags), 1.0).problem is None
-    last_known.denied(replace(ASK, tags={"team": "red"}), answer(), REVOKED, 2.0, behind=False)
+        last_known.allowed(ASK._replace(tags=tags), said, 0.0, behind=False)
+        assert last_known.decide(ASK._replace(tags=tags), 1.0).problem is None
+    last_known.denied(ASK._replace(tags={"team": "red"}), answer(), REVOKED, 2.0, behind=False)
     for tags in ({"team": "red"}, {"team": "blue"}):
-        assert refusal(last_known, replace(ASK, tags=tags)) == (503 if own is CLOSED else 403)
+        assert refusal(last_known, ASK._replace(tags=tags)) == (503 if own is CLOSED else 403)
 
 
 def test_what_is_about_one_call_is_not_remembered() -> None:
@@ -250,14 +248,14 @@ def test_no_budget_is_no_limit_and_no_model_costs_nothing() -> None:
     last_known.allowed(ASK, answer(), 0.0, behind=False)
     assert passed(last_known) is not None
     spent = known(0)
-    assert passed(spent, replace(ASK, model="", input_tokens_estimate=0)) is not None
+    assert passed(spent, ASK._replace(model="", input_tokens_estimate=0)) is not None
     assert refusal(spent) == 402
 
 
 def test_every_budget_of_a_call_must_have_it() -> None:
     """S2: each is evaluated alone; one that others share is spent by them too, one in tokens counts tokens."""
     last_known = known(10**9)
-    other = replace(ASK, key_sha256="o" * 64)
+    other = ASK._replace(key_sha256="o" * 64)
     own = BudgetLeft(budget_id="own", remaining_nanos=10**9)
     for ask in (ASK, other):
         said = CheckResponse(budgets=[own, BudgetLeft(budget_id="shared", remaining_tokens=50)])
@@ -269,7 +267,7 @@ def test_every_budget_of_a_call_must_have_it() -> None:
 
 def test_tags_count_where_budgets_do() -> None:
     last_known = known(10**9)
-    red, blue = replace(ASK, tags={"team": "red"}), replace(ASK, tags={"team": "blue"})
+    red, blue = ASK._replace(tags={"team": "red"}), ASK._replace(tags={"team": "blue"})
     assert passed(last_known, red) is not None
     last_known.allowed(red, answer(10**9, budgets_by_tags=True), 1.0, behind=False)
     last_known.allowed(ASK, answer(10**9, budgets_by_tags=True), 1.0, behind=False)
@@ -301,9 +299,9 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     last_known = known(10**9)
     for number in range(20):
         said = CheckResponse(budgets=[BudgetLeft(budget_id=f"b{number}", remaining_nanos=10**9)])
-        last_known.allowed(replace(ASK, user_id=f"u{number}"), said, 0.5, behind=False)
+        last_known.allowed(ASK._replace(user_id=f"u{number}"), said, 0.5, behind=False)
     assert (len(last_known._principals), len(last_known._left)) == (10, 10)
-    assert passed(last_known, replace(ASK, user_id="u19")) is not None
+    assert passed(last_known, ASK._replace(user_id="u19")) is not None
     assert refusal(last_known) == 503
 
 
@@ -315,7 +313,7 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_passes_never_exceeds_what_was_left(left: int, calls: list[tuple[bool, int, int]]) -> None:
     """Whatever calls come and end: as long as none uses more than it said, no more is spent than was left."""
     last_known = known(left)
-    ask = replace(ASK, input_tokens_estimate=15, max_output_tokens=15)
+    ask = ASK._replace(input_tokens_estimate=15, max_output_tokens=15)
     spent = 0
     under_way: list[Claim] = []
     for ends, input_tokens, output_tokens in calls:

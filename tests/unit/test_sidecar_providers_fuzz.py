@@ -11,7 +11,6 @@ import os
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -88,7 +87,7 @@ def check_metered(reader: Reader, outcome: Outcome | None = None) -> None:
     metered = reader.metered(outcome)
     assert outcome is None or metered.outcome is outcome
     for item in metered.items:
-        assert all(0 <= count <= COUNT_MAX for count in astuple(item.usage))
+        assert all(0 <= count <= COUNT_MAX for count in item.usage)
 
 
 @fuzz

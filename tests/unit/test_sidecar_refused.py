@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import pytest
 
@@ -56,7 +55,7 @@ def test_refused_calls_are_written_at_once_and_then_now_and_then() -> None:
     assert (second.call, told(second).refused.calls) == (first.call, 5)
     clock.s += 60
     assert list(closed.reports(away=True)) == []  # nothing new
-    closed.decide(replace(ASK, user_id="bob@example.com", body_user="b"))
+    closed.decide(ASK._replace(user_id="bob@example.com", body_user="b"))
     [of_bob] = closed.reports(away=True)
     assert of_bob.call != first.call
     refused = told(of_bob).refused
@@ -92,7 +91,7 @@ def test_reports_are_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     clock, counts = Clock(), Counts()
     closed = degraded(OnUnreachable.CLOSED, clock, counts)
     for number in range(20):
-        closed.decide(replace(ASK, key_sha256=f"{number:064x}"))
+        closed.decide(ASK._replace(key_sha256=f"{number:064x}"))
     assert len(list(closed.end())) == 5
     assert "more principals" in caplog.text
     labels = 'policy="CLOSED",decision="DENY"'

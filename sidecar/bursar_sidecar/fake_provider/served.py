@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TextIO
 
 import orjson
@@ -56,7 +56,7 @@ class Call:
             "header_names": sorted(self.headers),
             "sent_bytes": self.sent_bytes,
             "completed": self.completed,
-            "usage": asdict(self.usage) if self.usage is not None else None,
+            "usage": self.usage._asdict() if self.usage is not None else None,
         }
 
     def shown(self) -> dict[str, object]:

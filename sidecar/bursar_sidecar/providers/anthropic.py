@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -67,14 +68,14 @@ def read_usage(raw: Mapping[str, object], found: Findings) -> None:
                 others[model] = added(others.get(model, Usage()), message_usage(iteration))
             else:
                 main = added(main, message_usage(iteration))
-        main = replace(main, reasoning_tokens=max(main.reasoning_tokens, top.reasoning_tokens))
-    found.usage = clamped(replace(main, web_searches=searches, requests=1))
+        main = main._replace(reasoning_tokens=max(main.reasoning_tokens, top.reasoning_tokens))
+    found.usage = clamped(main._replace(web_searches=searches, requests=1))
     found.others = tuple(UsageItem(model, found.service_tier, usage) for model, usage in others.items())
 
 
 def added(one: Usage, other: Usage) -> Usage:
     """Return the sum of two usages, unit by unit."""
-    return Usage(**{name: getattr(one, name) + getattr(other, name) for name in Usage.__slots__})
+    return Usage(*map(operator.add, one, other))
 
 
 def read_message(answer: Document, found: Findings) -> None:

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 #: Names that `dialect_named` knows.
 DIALECTS: tuple[str, ...] = ("openai", "anthropic", "gemini", "vertex", "bedrock", "cohere", "ollama")
@@ -30,8 +30,7 @@ class Outcome(enum.Enum):
     CANCELLED = "CANCELLED"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Units that one model consumed; none is negative.
 
     `input_tokens` includes cached reads and writes, `output_tokens` includes reasoning; the parts are of which.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 from bursar_sidecar.providers.anthropic import MessageEvents, read_message
@@ -235,7 +234,7 @@ class InvokeStream(_FrameStream):
         if usage is not None:
             # Meta's first event alone counts the prompt, its last all that was generated.
             given = found.usage.input_tokens if found.usage is not None else 0
-            found.usage = replace(usage, input_tokens=max(usage.input_tokens, given))
+            found.usage = usage._replace(input_tokens=max(usage.input_tokens, given))
         if "messageStop" in event or any(event.get(name) for name in _LAST):
             found.finished = True
         if usage is None and "type" not in event:

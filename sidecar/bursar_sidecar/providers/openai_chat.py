@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 
 from bursar_sidecar.providers.base import ApiCall, Usage
@@ -50,29 +50,33 @@ def chat_usage(raw: Mapping[str, object]) -> Usage:
         Usage(
             input_tokens=prompt,
             output_tokens=completion,
-            cache_read_tokens=_first_count(
-                (prompt_parts, "cached_tokens"), *((raw, name) for name in _CACHED)
-            ),
-            cache_write_5m_tokens=_first_count(
-                (prompt_parts, "cache_write_tokens"), (raw, "cache_creation_input_tokens")
-            ),
+            cache_read_tokens=count(prompt_parts.get("cached_tokens")) or _first_count(raw, _CACHED),
+            cache_write_5m_tokens=count(prompt_parts.get("cache_write_tokens"))
+            or count(raw.get("cache_creation_input_tokens")),
             reasoning_tokens=reasoning,
             input_audio_tokens=audio,
             output_audio_tokens=count(output_parts.get("audio_tokens")),
             input_image_tokens=count(prompt_parts.get("image_tokens")),
             output_image_tokens=count(output_parts.get("image_tokens")),
-            web_searches=_first_count(
-                *((part(raw.get(name)), "web_search_requests") for name in _TOOL_USES),
-                (raw, "num_search_queries"),
-            ),
+            web_searches=_web_searches(raw),
             requests=1,
         )
     )
 
 
-def _first_count(*places: tuple[Mapping[str, object], str]) -> int:
+def _web_searches(raw: Mapping[str, object]) -> int:
+    for name in _TOOL_USES:
+        if name in raw and (found := count(part(raw[name]).get("web_search_requests"))):
+            return found
+    return count(raw.get("num_search_queries"))
+
+
+def _first_count(where: Mapping[str, object], names: Iterable[str]) -> int:
     """Return the first count that is there and not 0."""
-    return next((found for where, name in places if (found := count(where.get(name)))), 0)
+    for name in names:
+        if name in where and (found := count(where[name])):
+            return found
+    return 0
 
 
 def provider_cost(raw: Mapping[str, object]) -> str | None:

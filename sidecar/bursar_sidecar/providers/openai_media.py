@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from bursar_sidecar.providers.base import Usage
 from bursar_sidecar.providers.json_scan import ANYWHERE
@@ -39,7 +38,7 @@ def read_media(answer: Document, found: Findings) -> None:
         found.provider_cost_usd = provider_cost(raw)
         found.usage = _tokens(raw)
     if images:
-        found.usage = replace(found.usage or Usage(requests=1), images=images)
+        found.usage = (found.usage or Usage(requests=1))._replace(images=images)
     elif found.usage is None and found.provider_cost_usd is not None:
         found.usage = Usage(requests=1)
     if found.usage is None:
