@@ -283,8 +283,8 @@ class Exchange:
         self._reader = OpaqueReader(self._forward.asked, self._upstream.status)
         return self._reader
 
-    async def _pass(self, data: bytes) -> None:
-        """Write to the app, unless it has gone."""
+    async def _pass(self, data: bytes, *, last: bool = False) -> None:
+        """Write to the app, unless it has gone; the last piece and the mark of the end with one write."""
         watch = self.watch
         if not data or watch.gone:
             return
@@ -294,7 +294,7 @@ class Exchange:
                 same = self._decoder is None and not self._forward.asked.usage_inserted
                 await self._begin(keep_length=same)
             if self._response is not None:
-                await self._response.write(data)
+                await (self._response.write_eof(data) if last else self._response.write(data))
         except ConnectionResetError:
             watch.went_away()
         watch.writing = False
@@ -319,7 +319,7 @@ class Exchange:
         if response is not None:
             if charged is not None and self._forward.comment and streams and reader.complete:
                 held = _comment(charged) + held
-            await self._pass(held)
+            await self._pass(held, last=True)
             return response
         assert upstream is not None  # noqa: S101
         if self._request.method == "HEAD" or upstream.status in (204, 304):

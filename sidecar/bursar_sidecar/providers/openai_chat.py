@@ -16,7 +16,7 @@ from bursar_sidecar.usage import Findings, clamped, count, decimal_text, part, p
 
 #: `"usage":null` among the last members of an event, only plain texts behind it. What stands between it and the last
 #: brace has no bracket, so it is a member of the event itself and nothing nested.
-_USAGE_NULL_AT_END = re.compile(rb',\s*"usage":\s*null(?=(?:,\s*"\w+":\s*"[^"\\]*")*\s*\}\s*$)')
+_NULL_AT_END = re.compile(rb'"usage":\s*null(?=(?:,\s*"\w+":\s*"[^"\\]*")*\s*\}\s*$)')
 
 #: What vendors call cached prompt tokens outside `prompt_tokens_details`.
 _CACHED = ("num_cached_tokens", "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
@@ -138,8 +138,12 @@ class ChatStream(StreamReader):
         self._silent = silent
 
     def _event(self, block: bytes) -> bytes:
-        if b'"usage"' in block:
-            return self._usage_event(block)
+        at = block.rfind(b'"usage"')
+        if at >= 0:
+            null = _NULL_AT_END.match(block, at)
+            if null is None:
+                return self._usage_event(block)
+            return self._content(_cut(block, at, null.end()) if self._strip else block)
         if b"[DONE]" in block and data_of(block) == b"[DONE]":
             self._found.final = self._found.usage is not None
             if self._silent is not None and not self._found.final and not self._found.failed:
@@ -150,9 +154,6 @@ class ChatStream(StreamReader):
         return self._content(block)
 
     def _usage_event(self, block: bytes) -> bytes:
-        null = _USAGE_NULL_AT_END.search(block)
-        if null is not None:
-            return self._content(block[: null.start()] + block[null.end() :] if self._strip else block)
         event = document(data_of(block))
         if event is None:
             return self._content(block)
@@ -175,6 +176,12 @@ class ChatStream(StreamReader):
 def _is_last(event: Document) -> bool:
     """Return whether usage in this event is the whole answer's: some vendors report it with every piece of text."""
     return all(choice.get("finish_reason") for choice in parts(event.get("choices")))
+
+
+def _cut(block: bytes, start: int, end: int) -> bytes:
+    """Return an event without the null member that is there, and the comma before it."""
+    before = block[:start].rstrip()
+    return before[:-1] + block[end:] if before.endswith(b",") else without_usage(block)
 
 
 def without_usage(block: bytes) -> bytes:
