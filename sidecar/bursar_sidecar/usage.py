@@ -87,14 +87,20 @@ def clamped(usage: Usage) -> Usage:
     whole_in, whole_out = usage.input_tokens, usage.output_tokens
     read = min(usage.cache_read_tokens, whole_in)
     write_5m = min(usage.cache_write_5m_tokens, whole_in - read)
-    return usage._replace(
+    return Usage(
+        input_tokens=whole_in,
+        output_tokens=whole_out,
         cache_read_tokens=read,
         cache_write_5m_tokens=write_5m,
         cache_write_1h_tokens=min(usage.cache_write_1h_tokens, whole_in - read - write_5m),
+        reasoning_tokens=usage.reasoning_tokens,
         input_audio_tokens=min(usage.input_audio_tokens, whole_in),
         output_audio_tokens=min(usage.output_audio_tokens, whole_out),
         input_image_tokens=min(usage.input_image_tokens, whole_in),
         output_image_tokens=min(usage.output_image_tokens, whole_out),
+        images=usage.images,
+        web_searches=usage.web_searches,
+        requests=usage.requests,
     )
 
 
