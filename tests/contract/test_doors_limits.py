@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import threading
 import time
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
 from google.protobuf.json_format import ParseDict
 
 from bursar.v1.metering_service_pb2 import CheckRequest, CheckResponse
-from bursar.v1.user_service_pb2 import SetBudgetRequest
+from bursar.v1.user_service_pb2 import SetBudgetRequest, SetBudgetResponse
 from bursar_server.rpc.codec import MAX_MESSAGE_BYTES
 from bursar_server.rpc.listen import Address, AddressInUseError
 from bursar_server.telemetry import telemetry_of
@@ -97,6 +99,63 @@ def test_a_deadline_is_kept(doors: Doors) -> None:
     assert time.monotonic() - began < 0.9
     assert "slow@example.com" not in doors.users.finished
     wait_until(lambda: 'door="grpc",code="deadline_exceeded"} 1' in doors.telemetry.prometheus())
+
+
+@pytest.mark.parametrize("kind", ["json", "proto"])
+def test_a_deadline_is_kept_in_either_format(doors: Doors, kind: str) -> None:
+    headers = ADMIN | {"content-type": f"application/{kind}", "connect-timeout-ms": "100"}
+    reply = request(doors.url, f"/bursar.v1.{RPC}", slow_call(kind), headers=headers)
+    assert (reply.status, reply.failure.code, reply.failure.reason) == (504, 4, "DEADLINE_EXCEEDED")
+    late = headers | {"connect-timeout-ms": "0"}
+    assert request(doors.url, f"/bursar.v1.{RPC}", slow_call(kind), headers=late).failure.code == 4
+    for odd in ("-1", "1.5", "9" * 11, ""):
+        answer = request(doors.url, f"/bursar.v1.{RPC}", b"", headers=headers | {"connect-timeout-ms": odd})
+        assert answer.failure.code == 3
+
+
+@pytest.mark.parametrize("kind", ["json", "proto"])
+def test_who_goes_away_ends_the_call(kind: str) -> None:
+    """S10: what only waits for somebody is not done for nobody."""
+    with Doors() as doors:
+        doors.users.seconds = 30
+        parts = urlsplit(doors.url)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=20)
+        headers = ADMIN | {"content-type": f"application/{kind}"}
+        connection.request("POST", f"/bursar.v1.{RPC}", slow_call(kind), headers)
+        wait_until(lambda: doors.users.seen == ["slow@example.com"])
+        connection.close()
+        wait_until(lambda: doors.pipeline.open_calls == 0)
+        assert doors.users.finished == []
+        assert 'door="connect",code="canceled"} 1' in doors.telemetry.prometheus()
+
+
+def test_a_body_in_pieces_is_read(doors: Doors) -> None:
+    data = SetBudgetRequest(user_id="pieces@example.com", limit_usd=1).SerializeToString()
+    connection = http.client.HTTPConnection(urlsplit(doors.url).netloc, timeout=20)
+    headers = ADMIN | {"content-type": "application/proto"}
+    for _ in range(2):
+        connection.request(
+            "POST", f"/bursar.v1.{RPC}", iter([data[:5], data[5:]]), headers, encode_chunked=True
+        )
+        answer = connection.getresponse()
+        assert SetBudgetResponse.FromString(answer.read()).budget.name == "pieces@example.com"
+        assert answer.status == 200
+    connection.close()
+
+
+def test_an_answer_is_packed_where_it_is_asked_for(doors: Doors) -> None:
+    data = SetBudgetRequest(user_id="packed@example.com", limit_usd=1).SerializeToString()
+    headers = ADMIN | {"content-type": "application/proto", "accept-encoding": "gzip"}
+    reply = request(doors.url, f"/bursar.v1.{RPC}", data, headers=headers)
+    assert reply.headers["content-encoding"] == "gzip"
+    answer = SetBudgetResponse.FromString(gzip.decompress(reply.body))
+    assert answer.budget.name == "packed@example.com"
+
+
+def slow_call(kind: str) -> bytes:
+    if kind == "json":
+        return b'{"user_id":"slow@example.com","limit_usd":1}'
+    return SetBudgetRequest(user_id="slow@example.com", limit_usd=1).SerializeToString()
 
 
 def test_handlers_know_the_deadline(doors: Doors) -> None:

@@ -10,6 +10,7 @@ from bursar_server.rpc.codec import MAX_MESSAGE_BYTES, codecs
 from bursar_server.rpc.pipeline import Pipeline, connect_interceptors
 from bursar_server.rpc.reflection import reflection_applications
 from bursar_server.rpc.services import Services, applications, files
+from bursar_server.rpc.unary import plain_headers, unary_calls
 from bursar_server.telemetry import Telemetry
 
 Scope = Mapping[str, Any]
@@ -60,6 +61,7 @@ class ConnectDoor:
             self._rpcs.update(dict.fromkeys(paths, application))
         for paths, application in reflection_applications(files(), read_max_bytes=MAX_MESSAGE_BYTES):
             self._rpcs.update(dict.fromkeys(paths, application))
+        self._unary = unary_calls(services, pipeline)
         self._pages: dict[str, Callable[[], Awaitable[tuple[int, bytes, bytes]]]] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -73,6 +75,10 @@ class ConnectDoor:
         path = scope["path"]
         rpc = self._rpcs.get(path)
         if rpc is not None:
+            headers = plain_headers(scope)
+            if headers is not None and (unary := self._unary.get(path)) is not None:
+                await unary(headers, receive, send)
+                return
             refusal = _unreadable(scope)
             if refusal is None:
                 await rpc(scope, receive, send)

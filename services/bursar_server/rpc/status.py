@@ -1,8 +1,10 @@
 """What an error looks like outside, the same on both doors: a code, a message, an ErrorInfo, and the field that is wrong."""
 
 import logging
+from base64 import b64encode
 from dataclasses import dataclass
 
+import orjson
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 from google.protobuf.message import Message
@@ -34,6 +36,8 @@ CONNECT_CODES = (
     Code.DATA_LOSS,
     Code.UNAUTHENTICATED,
 )
+# What each is in HTTP, where a Connect call is unary.
+_HTTP_STATUSES = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
 CODE_NUMBERS = {code: number for number, code in enumerate(CONNECT_CODES) if code is not None}
 
 _logger = logging.getLogger(__name__)
@@ -52,6 +56,23 @@ class WireError:
         """The code's name in lower case, as metrics carry it."""
         found = CONNECT_CODES[self.code]
         return "ok" if found is None else found.value
+
+    @property
+    def http_status(self) -> int:
+        """The status of HTTP that a unary Connect answer has."""
+        return _HTTP_STATUSES[self.code]
+
+    def connect_json(self) -> bytes:
+        """Return the body that a unary Connect answer has."""
+        details = [
+            {
+                "type": detail.DESCRIPTOR.full_name,
+                "value": b64encode(detail.SerializeToString()).decode().rstrip("="),
+            }
+            for detail in self.details
+        ]
+        body: dict[str, object] = {"code": self.code_name, "message": self.message}
+        return orjson.dumps(body | {"details": details} if details else body)
 
     def connect_error(self) -> ConnectError:
         """Return what connectrpc sends in each of its protocols."""
