@@ -104,8 +104,7 @@ async def test_a_deduct_that_cannot_be_placed_is_charged_once(ledger: Ledger) ->
     """S16: an odd id is charged under a server-made id, the same for ever; one too old is refused."""
     key = ledger.key()
     ledger.budget("TENANT", 1_000)
-    odd = ledger.deduct_call(key, new_id(), given_id="not-a-uuid")
-    odd = type(odd)(**{name: getattr(odd, name) for name in odd.__slots__} | {"request_id": None})
+    odd = ledger.deduct_call(key, new_id(), given_id="not-a-uuid")._replace(request_id=None)
     first = await ledger.service.deduct(odd)
     again = await ledger.service.deduct(odd)
     assert (first.unchecked, again.duplicate, again.request_id) == (True, True, first.request_id)

@@ -16,12 +16,13 @@ _UUID_TEXT = re.compile(
     "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _RANDOM_BITS = 74
 
 
 def uuid7_at(instant: datetime) -> UUID:
     """Return a new UUIDv7 whose time is `instant`, to the millisecond."""
-    milliseconds = (instant - _EPOCH) // timedelta(milliseconds=1)
+    milliseconds = (instant - _EPOCH) // _MILLISECOND
     random = secrets.randbits(_RANDOM_BITS)
     value = (milliseconds & ((1 << 48) - 1)) << 80
     value |= 0x7 << 76
@@ -33,7 +34,7 @@ def uuid7_at(instant: datetime) -> UUID:
 
 def floor_uuid7(instant: datetime) -> UUID:
     """Return the least UUID, of any version, whose first 48 bits are `instant`: a bound of a range of ids."""
-    milliseconds = (instant - _EPOCH) // timedelta(milliseconds=1)
+    milliseconds = (instant - _EPOCH) // _MILLISECOND
     return UUID(int=(milliseconds & ((1 << 48) - 1)) << 80)
 
 

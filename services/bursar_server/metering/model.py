@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 from bursar_server.budgets.model import Budget, OnUnreachable
@@ -36,11 +37,11 @@ class Policy:
     default_max_output_tokens: int = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class PrincipalRef:
+class PrincipalRef(NamedTuple):
     """How a request names its principal: a key's hash, a user (id or e-mail), a tenant (id or name).
 
     `body_user` is what the body of the app's request names; only keys with `trust_user_field` believe it.
+    Its representation is part of what a Check is hashed by (S16): names and order stay.
     """
 
     api_key_sha256: str = ""
@@ -97,8 +98,7 @@ class Subject:
         return self.email or (f"key:{self.masked_key}" if self.masked_key else "unknown")
 
 
-@dataclass(frozen=True, slots=True)
-class CheckCall:
+class CheckCall(NamedTuple):
     """Asks whether a call may be made."""
 
     request_id: UUID
@@ -124,8 +124,7 @@ class CheckCall:
     with_budgets: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DeductItem:
+class DeductItem(NamedTuple):
     """One model's usage as it was reported."""
 
     model: str
@@ -133,8 +132,7 @@ class DeductItem:
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class DeductCall:
+class DeductCall(NamedTuple):
     """Asks to charge a call. `request_id` is None where the given one is no UUIDv7."""
 
     given_id: str

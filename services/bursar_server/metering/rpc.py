@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from datetime import datetime
+from operator import attrgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -17,7 +19,7 @@ from bursar_server.kit import ids
 from bursar_server.kit.caller import Caller
 from bursar_server.kit.errors import BursarError, Reason, invalid
 from bursar_server.kit.money import usd_of_nanos
-from bursar_server.ledger.model import Account, FiredThreshold
+from bursar_server.ledger.model import Account, FiredThreshold, PostingLine
 from bursar_server.metering.model import (
     CheckAnswer,
     CheckCall,
@@ -42,14 +44,16 @@ MAX_RENEWALS = 1_000
 Message = TypeVar("Message")
 Asked = TypeVar("Asked")
 Answered = TypeVar("Answered")
-Result = TypeVar("Result")
+# What a message is made of. One that is made at once, with all that it holds, costs half of making its parts first.
+Parts = dict[str, Any]
 MAX_ITEMS = 16
 # With these bounds and those of prices, no cost leaves int64.
 MAX_TOKENS = 1_000_000_000
 MAX_PIECES = 1_000_000
 _PIECES = frozenset({"images", "web_searches", "requests"})
 _USAGE_FIELDS = tuple(Usage.__slots__)
-_HEX = frozenset("0123456789abcdef")
+_usage_parts = attrgetter(*_USAGE_FIELDS)
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 Context = RequestContext[Any, Any]
 logger = logging.getLogger(__name__)
@@ -64,7 +68,7 @@ class MeteringRpc:
     async def check(self, request: pb.CheckRequest, ctx: Context) -> pb.CheckResponse:
         """Decide a call."""
         call = call_of(ctx)
-        asked = replace(check_call(request, call.caller, call.deadline), may_wait=True)
+        asked = check_call(request, call.caller, call.deadline)._replace(may_wait=True)
         return check_response(await self._metering.check(asked))
 
     async def batch_check(self, request: pb.BatchCheckRequest, ctx: Context) -> pb.BatchCheckResponse:
@@ -73,14 +77,9 @@ class MeteringRpc:
         asked = _read_each(
             request.checks, "checks", lambda check: check_call(check, call.caller, call.deadline)
         )
-        answers = await self._metering.check_each(asked)
-        return pb.BatchCheckResponse(
-            results=_said_each(
-                answers,
-                lambda answer: pb.BatchCheckResult(check=check_response(answer)),
-                lambda error: pb.BatchCheckResult(error=item_error(error)),
-            )
-        )
+        response = pb.BatchCheckResponse()
+        _say_each(response.results, "check", _check_parts, await self._metering.check_each(asked))
+        return response
 
     async def renew_holds(self, request: pb.RenewHoldsRequest, ctx: Context) -> pb.RenewHoldsResponse:
         """Renew the leases of open calls."""
@@ -102,14 +101,9 @@ class MeteringRpc:
         """Charge several calls."""
         caller = call_of(ctx).caller
         asked = _read_each(request.deducts, "deducts", lambda deduct: deduct_call(deduct, caller))
-        answers = await self._metering.deduct_each(asked)
-        return pb.BatchDeductResponse(
-            results=_said_each(
-                answers,
-                lambda answer: pb.BatchDeductResult(deduct=deduct_response(answer)),
-                lambda error: pb.BatchDeductResult(error=item_error(error)),
-            )
-        )
+        response = pb.BatchDeductResponse()
+        _say_each(response.results, "deduct", _deduct_parts, await self._metering.deduct_each(asked))
+        return response
 
     async def release_hold(self, request: pb.ReleaseHoldRequest, ctx: Context) -> pb.ReleaseHoldResponse:
         """Remove the hold of a call that was never sent."""
@@ -134,22 +128,21 @@ def _read_each(
     return asked
 
 
-def _said_each(
+def _say_each(
+    results: Any,
+    name: str,
+    parts: Callable[[Answered], Parts],
     answers: Sequence[Answered | BaseException],
-    say: Callable[[Answered], Result],
-    failed: Callable[[BursarError], Result],
-) -> list[Result]:
-    """Return each answer as it goes out, in order."""
-    results = []
+) -> None:
+    """Add each answer as it goes out, in order, under a name."""
     for answer in answers:
         if isinstance(answer, BaseException):
-            results.append(failed(answer if isinstance(answer, BursarError) else _unexpected(answer)))
+            results.add(error=item_error(answer))
             continue
         try:
-            results.append(say(answer))
+            results.add(**{name: parts(answer)})
         except Exception as error:
-            results.append(failed(_unexpected(error)))
-    return results
+            results.add(error=item_error(error))
 
 
 def _unexpected(error: BaseException) -> BursarError:
@@ -162,7 +155,7 @@ def principal_of(
 ) -> PrincipalRef:
     """Return how a request names its principal. Raises INVALID_FIELD for a malformed hash or an over-long name."""
     digest = message.api_key_sha256
-    if digest and (len(digest) != 64 or not _HEX.issuperset(digest)):
+    if digest and _SHA256.fullmatch(digest) is None:
         raise invalid("api_key_sha256", "must be 64 lower-case hexadecimal characters")
     # Of a release nobody needs to know for whom the key acted, but of refused calls.
     named = message.refused if isinstance(message, pb.ReleaseHoldRequest) else message
@@ -237,8 +230,7 @@ def deduct_call(message: pb.DeductRequest, caller: Caller) -> DeductCall:
 
 
 def _item(message: metering_pb2.UsageItem, path: str) -> DeductItem:
-    usage = message.usage
-    parts = [getattr(usage, name) for name in _USAGE_FIELDS]
+    parts = _usage_parts(message.usage)
     # Nearly every part is small: which one is at fault is looked for only where one may be.
     if min(parts) < 0 or max(parts) > MAX_PIECES:
         for name, part in zip(_USAGE_FIELDS, parts, strict=True):
@@ -267,110 +259,118 @@ def release_call(message: pb.ReleaseHoldRequest, caller: Caller) -> ReleaseCall:
 
 def check_response(answer: CheckAnswer) -> pb.CheckResponse:
     """Return the decision as it goes out."""
-    message = pb.CheckResponse(
-        request_id=str(answer.request_id),
-        decision=metering_pb2.DECISION_ALLOW if answer.allowed else metering_pb2.DECISION_DENY,
-        denials=[_denial(denial) for denial in answer.denials],
-        held_nanos=answer.held_nanos,
-        duplicate=answer.duplicate,
-        retry_after_ms=answer.retry_after_ms,
-        fit_output_tokens=answer.fit_output_tokens,
-        guard_output_tokens=answer.guard_output_tokens,
-    )
-    if answer.remaining_nanos is not None:
-        message.remaining_nanos = answer.remaining_nanos
-        message.remaining_usd = usd_of_nanos(answer.remaining_nanos)
-    if answer.hold_expire_time is not None:
-        message.hold_expire_time.CopyFrom(fields.timestamp_of(answer.hold_expire_time))
+    return pb.CheckResponse(**_check_parts(answer))
+
+
+def _check_parts(answer: CheckAnswer) -> Parts:
+    remaining = answer.remaining_nanos
+    parts: Parts = {
+        "request_id": str(answer.request_id),
+        "decision": metering_pb2.DECISION_ALLOW if answer.allowed else metering_pb2.DECISION_DENY,
+        "denials": [_denial_parts(denial) for denial in answer.denials],
+        "remaining_usd": None if remaining is None else usd_of_nanos(remaining),
+        "remaining_nanos": remaining,
+        "held_nanos": answer.held_nanos,
+        "hold_expire_time": _instant_parts(answer.hold_expire_time),
+        "duplicate": answer.duplicate,
+        "retry_after_ms": answer.retry_after_ms,
+        "fit_output_tokens": answer.fit_output_tokens,
+        "guard_output_tokens": answer.guard_output_tokens,
+    }
     if answer.outlook is not None:
-        _add_outlook(message, answer.outlook)
+        parts |= _outlook_parts(answer.outlook)
     subject = answer.subject
     if subject is not None:
-        message.tenant_id = str(subject.tenant_id)
-        message.user_id = str(subject.user_id) if subject.user_id else ""
-        message.api_key_id = str(subject.api_key_id) if subject.api_key_id else ""
-    return message
+        parts["tenant_id"] = str(subject.tenant_id)
+        parts["user_id"] = str(subject.user_id) if subject.user_id else ""
+        parts["api_key_id"] = str(subject.api_key_id) if subject.api_key_id else ""
+    return parts
 
 
-def _add_outlook(message: pb.CheckResponse, outlook: Outlook) -> None:
-    message.budgets_by_tags = outlook.by_tags
-    if outlook.policy is not None:
-        message.on_unreachable = fields.enum_number(budget_pb2.OnUnreachable, outlook.policy)  # type: ignore[assignment]
-    for left in outlook.budgets:
-        said = message.budgets.add(budget_id=str(left.budget_id))
-        if left.in_tokens:
-            said.remaining_tokens = left.amount
-        else:
-            said.remaining_nanos = left.amount
+def _outlook_parts(outlook: Outlook) -> Parts:
+    policy = outlook.policy
+    return {
+        "budgets_by_tags": outlook.by_tags,
+        "on_unreachable": None if policy is None else fields.enum_number(budget_pb2.OnUnreachable, policy),
+        "budgets": [
+            {
+                "budget_id": str(left.budget_id),
+                "remaining_tokens" if left.in_tokens else "remaining_nanos": left.amount,
+            }
+            for left in outlook.budgets
+        ],
+    }
 
 
-def _denial(denial: Denial) -> metering_pb2.Denial:
-    message = metering_pb2.Denial(
-        code=denial.code,
-        reason=denial.reason,
-        message=denial.message,
-        scope=denial.scope,
-        budget_id=str(denial.budget_id) if denial.budget_id else "",
-        retryable=denial.retryable,
-        limit_tokens=denial.limit_tokens,
-        spent_tokens=denial.spent_tokens,
-    )
-    if denial.limit_nanos is not None:
-        message.limit_usd = usd_of_nanos(denial.limit_nanos)
-    if denial.spent_nanos is not None:
-        message.spent_usd = usd_of_nanos(denial.spent_nanos)
-    if denial.reset_time is not None:
-        message.period_reset_time.CopyFrom(fields.timestamp_of(denial.reset_time))
-    return message
+def _denial_parts(denial: Denial) -> Parts:
+    limit, spent = denial.limit_nanos, denial.spent_nanos
+    return {
+        "code": denial.code,
+        "reason": denial.reason,
+        "message": denial.message,
+        "scope": denial.scope,
+        "budget_id": str(denial.budget_id) if denial.budget_id else "",
+        "retryable": denial.retryable,
+        "limit_usd": None if limit is None else usd_of_nanos(limit),
+        "spent_usd": None if spent is None else usd_of_nanos(spent),
+        "limit_tokens": denial.limit_tokens,
+        "spent_tokens": denial.spent_tokens,
+        "period_reset_time": _instant_parts(denial.reset_time),
+    }
 
 
-def _alerts(alerts: Iterable[FiredThreshold]) -> list[metering_pb2.FiredAlert]:
-    return [
-        metering_pb2.FiredAlert(
-            budget_id=str(alert.budget_id),
-            threshold_pct=alert.threshold_pct,
-            period_key=alert.period_key,
-            message=alert_message(alert.threshold_pct),
-        )
-        for alert in alerts
-    ]
+def _instant_parts(instant: datetime | None) -> Parts | None:
+    if instant is None:
+        return None
+    seconds, microseconds = fields.since_1970(instant)
+    return {"seconds": seconds, "nanos": microseconds * 1000}
+
+
+def _alert_parts(alert: FiredThreshold) -> Parts:
+    return {
+        "budget_id": str(alert.budget_id),
+        "threshold_pct": alert.threshold_pct,
+        "period_key": alert.period_key,
+        "message": alert_message(alert.threshold_pct),
+    }
+
+
+def _posting_parts(line: PostingLine) -> Parts:
+    if line.account is Account.GRANT:
+        return {"grant_id": str(line.account_id), "amount_nanos": line.nanos}
+    return {"budget_id": str(line.account_id), "amount_nanos": line.nanos, "period_key": line.period_key}
 
 
 def deduct_response(answer: DeductAnswer) -> pb.DeductResponse:
     """Return what was charged as it goes out."""
-    postings = []
-    for line in answer.postings:
-        if line.account is Account.GRANT:
-            postings.append(metering_pb2.Posting(grant_id=str(line.account_id), amount_nanos=line.nanos))
-        else:
-            postings.append(
-                metering_pb2.Posting(
-                    budget_id=str(line.account_id), amount_nanos=line.nanos, period_key=line.period_key
-                )
-            )
-    message = pb.DeductResponse(
-        request_id=str(answer.request_id),
-        cost_usd=usd_of_nanos(answer.cost.total_nanos),
-        cost_nanos=answer.cost.total_nanos,
-        input_cost_nanos=answer.cost.input_nanos,
-        output_cost_nanos=answer.cost.output_nanos,
-        other_cost_nanos=answer.cost.other_nanos,
-        postings=postings,
-        overage_nanos=answer.overage_nanos,
-        hold_shortfall_nanos=answer.hold_shortfall_nanos,
-        duplicate=answer.duplicate,
-        unpriced=answer.unpriced,
-        unchecked=answer.unchecked,
-        alerts=_alerts(answer.alerts),
-    )
-    if answer.remaining_nanos is not None:
-        message.remaining_nanos = answer.remaining_nanos
-        message.remaining_usd = usd_of_nanos(answer.remaining_nanos)
-    return message
+    return pb.DeductResponse(**_deduct_parts(answer))
 
 
-def item_error(error: BursarError) -> metering_pb2.ItemError:
+def _deduct_parts(answer: DeductAnswer) -> Parts:
+    cost, remaining = answer.cost, answer.remaining_nanos
+    return {
+        "request_id": str(answer.request_id),
+        "cost_usd": usd_of_nanos(cost.total_nanos),
+        "cost_nanos": cost.total_nanos,
+        "input_cost_nanos": cost.input_nanos,
+        "output_cost_nanos": cost.output_nanos,
+        "other_cost_nanos": cost.other_nanos,
+        "postings": [_posting_parts(line) for line in answer.postings],
+        "remaining_usd": None if remaining is None else usd_of_nanos(remaining),
+        "overage_nanos": answer.overage_nanos,
+        "duplicate": answer.duplicate,
+        "alerts": [_alert_parts(alert) for alert in answer.alerts],
+        "remaining_nanos": remaining,
+        "hold_shortfall_nanos": answer.hold_shortfall_nanos,
+        "unpriced": answer.unpriced,
+        "unchecked": answer.unchecked,
+    }
+
+
+def item_error(error: BaseException) -> metering_pb2.ItemError:
     """Return why one item of a batch failed."""
+    if not isinstance(error, BursarError):
+        error = _unexpected(error)
     message = metering_pb2.ItemError(
         code=error.code,
         reason=f"ERROR_REASON_{error.reason.value}",

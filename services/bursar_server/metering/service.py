@@ -72,9 +72,8 @@ class MeteringService:
 
     async def check_each(self, calls: Sequence[CheckCall | BursarError]) -> list[CheckAnswer | BaseException]:
         """Decide calls that came together: a lane takes them as one batch. What is an error already stays one."""
-        answers = await asyncio.gather(*self._queued(calls), return_exceptions=True)
         found: list[CheckAnswer | BaseException] = []
-        for call, answer in zip(calls, answers, strict=True):
+        for call, answer in zip(calls, await self._answers(calls), strict=True):
             if isinstance(answer, NewUser) and isinstance(call, CheckCall):
                 # Rare enough to be one after the other.
                 [answer] = await asyncio.gather(self._check_new(call, answer), return_exceptions=True)
@@ -86,26 +85,37 @@ class MeteringService:
         self, calls: Sequence[DeductCall | BursarError]
     ) -> list[DeductAnswer | BaseException]:
         """Charge calls that came together; what this returns is committed. What is an error already stays one."""
-        waiting = asyncio.gather(*self._queued(calls), return_exceptions=True)
-        answers = await asyncio.shield(waiting)
         found: list[DeductAnswer | BaseException] = []
-        for answer in answers:
+        for answer in await self._answers(calls):
             assert isinstance(answer, DeductAnswer | BaseException)  # noqa: S101
             found.append(answer)
         return found
 
-    def _queued(self, calls: Sequence[Call | BursarError]) -> list["asyncio.Future[Answer]"]:
-        futures = []
-        for call in calls:
-            try:
-                if isinstance(call, BursarError):
-                    raise call
-                futures.append(self._lane_of(call).submit(call))
-            except BursarError as error:
-                future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-                future.set_exception(error)
-                futures.append(future)
-        return futures
+    async def _answers(self, calls: Sequence[Call | BursarError]) -> list[Answer | BaseException]:
+        """Return what lanes say to each call. They are answered together, so that the first wait is mostly the only one."""
+        waiting = [self._queued(call) for call in calls]
+        answers: list[Answer | BaseException] = []
+        try:
+            for answer in waiting:
+                try:
+                    answers.append(answer if isinstance(answer, BursarError) else await answer)
+                except Exception as error:
+                    answers.append(error)
+        except asyncio.CancelledError:
+            # Takes back the Checks; Deducts are charged all the same.
+            for answer in waiting:
+                if not isinstance(answer, BursarError):
+                    answer.cancel()
+            raise
+        return answers
+
+    def _queued(self, call: Call | BursarError) -> "asyncio.Future[Answer] | BursarError":
+        if isinstance(call, BursarError):
+            return call
+        try:
+            return self._lane_of(call).submit(call)
+        except BursarError as error:
+            return error
 
     async def _check_new(self, call: CheckCall, user: NewUser) -> Answer:
         await self._ensure_user(user.tenant_id, user.email)

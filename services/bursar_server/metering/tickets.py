@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -127,7 +127,7 @@ class WaitingRoom:
                 deadline = ticket.call.deadline
                 ticket.wait_ends = ends if deadline is None else min(ends, deadline)
             ticket.waiting = result
-            ticket.call = replace(ticket.call, wait_since=result.wait_since, waits_for=result.waits_for)
+            ticket.call = ticket.call._replace(wait_since=result.wait_since, waits_for=result.waits_for)
             back.setdefault(result.budget_id, []).append(ticket)
         for budget_id, waiters in back.items():
             queued = self._by_budget.get(budget_id, deque())

@@ -2,7 +2,7 @@
 
 from functools import cache
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -70,40 +70,46 @@ def _is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
+class _NumberField(NamedTuple):
+    """A field that holds doubles or enums, or messages that do; `known` are the numbers of its enum."""
+
+    name: str
+    is_repeated: bool
+    is_message: bool
+    known: frozenset[int] | None
+
+
 @cache
-def _number_fields(descriptor: Any) -> tuple[FieldDescriptor, ...]:
+def _number_fields(descriptor: Any) -> tuple[_NumberField, ...]:
     """Return the fields of a message that hold doubles or enums, or messages that do."""
-    return tuple(
-        field
-        for field in descriptor.fields
-        if field.cpp_type in _NUMBERS
-        or (
-            field.message_type is not None
-            and field.message_type.fields
-            and _number_fields(field.message_type)
-        )
-    )
+    found = []
+    for field in descriptor.fields:
+        nested = field.message_type
+        if field.cpp_type in _NUMBERS or (nested is not None and nested.fields and _number_fields(nested)):
+            if _is_map(field):
+                raise NotImplementedError(f"{field.full_name}: maps of numbers are not checked")
+            known = field.enum_type and frozenset(field.enum_type.values_by_number)
+            found.append(_NumberField(field.name, field.is_repeated, nested is not None, known))
+    return tuple(found)
 
 
 def _check_numbers(message: Message, path: str) -> None:
     for field in _number_fields(message.DESCRIPTOR):
-        value = getattr(message, field.name)
-        here = path + field.name
-        if _is_map(field):
-            raise NotImplementedError(f"{field.full_name}: maps of numbers are not checked")
-        if field.message_type is None:
-            for index, number in enumerate(value) if field.is_repeated else ((None, value),):
-                _check_number(field, number, here if index is None else f"{here}[{index}]")
-        elif field.is_repeated:
+        name, is_repeated, is_message, known = field
+        value = getattr(message, name)
+        if not is_message:
+            for index, number in enumerate(value) if is_repeated else ((None, value),):
+                if not isfinite(number) if known is None else number not in known:
+                    here = path + name if index is None else f"{path}{name}[{index}]"
+                    raise _wrong_number(number, here, is_enum=known is not None)
+        elif is_repeated:
             for index, element in enumerate(value):
-                _check_numbers(element, f"{here}[{index}].")
-        elif message.HasField(field.name):
-            _check_numbers(value, f"{here}.")
+                _check_numbers(element, f"{path}{name}[{index}].")
+        elif message.HasField(name):
+            _check_numbers(value, f"{path}{name}.")
 
 
-def _check_number(field: FieldDescriptor, number: float, path: str) -> None:
-    if field.enum_type is None:
-        if not isfinite(number):
-            raise invalid(path, "must be a finite number")
-    elif number not in field.enum_type.values_by_number:
-        raise BursarError(Reason.UNKNOWN_ENUM_VALUE, f"{path}: no such value {number}", field=path)
+def _wrong_number(number: float, path: str, *, is_enum: bool) -> BursarError:
+    if is_enum:
+        return BursarError(Reason.UNKNOWN_ENUM_VALUE, f"{path}: no such value {number}", field=path)
+    return invalid(path, "must be a finite number")

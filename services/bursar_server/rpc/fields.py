@@ -5,10 +5,11 @@ these, and nothing else, before a service sees a value.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -37,6 +38,10 @@ Kind = TypeVar("Kind", bound=StrEnum)
 
 class EnumValues(Protocol):
     """A generated enum (`bursar.v1.budget_pb2.BudgetPeriod`), as far as it is asked here."""
+
+    def __hash__(self) -> int:
+        """Each is one object for ever."""
+        ...
 
     @property
     def DESCRIPTOR(self) -> Any:  # noqa: N802
@@ -157,9 +162,10 @@ def instant(message: Message, field: str, *, path: str = "") -> datetime | None:
     if not message.HasField(field):
         return None
     stamp: Timestamp = getattr(message, field)
-    if not 0 <= stamp.seconds <= _LAST_SECOND or not 0 <= stamp.nanos < 1_000_000_000:
+    seconds, nanos = stamp.seconds, stamp.nanos
+    if not 0 <= seconds <= _LAST_SECOND or not 0 <= nanos < 1_000_000_000:
         raise invalid(path + field, "must be an instant between the years 1970 and 9999")
-    return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+    return _EPOCH + timedelta(0, seconds, nanos // 1000)
 
 
 def required_instant(message: Message, field: str, *, path: str = "") -> datetime:
@@ -193,10 +199,16 @@ def time_range(message: Message, start: str = "from_time", end: str = "to_time")
     return TimeRange(first, last)
 
 
+def since_1970(value: datetime) -> tuple[int, int]:
+    """Return an aware datetime as whole seconds since 1970 and the microseconds beyond them."""
+    since = value - _EPOCH
+    return since.days * 86_400 + since.seconds, since.microseconds
+
+
 def timestamp_of(value: datetime) -> Timestamp:
     """Return an aware datetime as a timestamp."""
-    since = value - _EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
+    seconds, microseconds = since_1970(value)
+    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
 
 
 def optional_timestamp(value: datetime | None) -> Timestamp | None:
@@ -217,20 +229,25 @@ def enum_name(value: int, values: EnumValues, field: str) -> str | None:
     """
     if not value:
         return None
-    found = values.DESCRIPTOR.values_by_number.get(value)
+    found = enum_names(values).get(value)
     if found is None:
         raise BursarError(
             Reason.UNKNOWN_ENUM_VALUE,
-            f"{field}: no such value {value}; one of {', '.join(enum_names(values))}",
+            f"{field}: no such value {value}; one of {', '.join(enum_names(values).values())}",
             field=field,
         )
-    return str(found.name).removeprefix(enum_prefix(values))
+    return found
 
 
-def enum_names(values: EnumValues) -> Iterable[str]:
-    """Return the names of an enum's values without prefix, UNSPECIFIED left out."""
+@cache
+def enum_names(values: EnumValues) -> Mapping[int, str]:
+    """Return the names of an enum's values without prefix, by number, UNSPECIFIED left out."""
     prefix = enum_prefix(values)
-    return [str(entry.name).removeprefix(prefix) for entry in values.DESCRIPTOR.values if entry.number]
+    return {
+        entry.number: str(entry.name).removeprefix(prefix)
+        for entry in values.DESCRIPTOR.values
+        if entry.number
+    }
 
 
 def choice(value: int, values: EnumValues, kind: type[Kind], field: str) -> Kind | None:
@@ -246,25 +263,28 @@ def enum_number(values: EnumValues, member: str) -> int:
 
 def tags(given: Mapping[str, str], field: str = "tags") -> dict[str, str]:
     """Return a request's tags: at most 32, keys of 1 to 64 and values of 0 to 256 characters (F153)."""
-    if len(given) > MAX_TAGS:
-        raise invalid(field, f"must have at most {MAX_TAGS} entries")
-    for key, value in given.items():
-        if not 1 <= len(key) <= MAX_TAG_KEY_LENGTH:
-            raise invalid(field, f"keys must have 1 to {MAX_TAG_KEY_LENGTH} characters")
-        if len(value) > MAX_TAG_VALUE_LENGTH:
-            raise invalid(field, f"values must have at most {MAX_TAG_VALUE_LENGTH} characters")
-    return dict(given)
+    return text_map(
+        given,
+        field,
+        max_entries=MAX_TAGS,
+        max_key_length=MAX_TAG_KEY_LENGTH,
+        max_value_length=MAX_TAG_VALUE_LENGTH,
+    )
 
 
 def text_map(
     given: Mapping[str, str], field: str, *, max_entries: int, max_key_length: int, max_value_length: int
 ) -> dict[str, str]:
     """Return a map of texts within its bounds, such as a tenant's metadata."""
-    if len(given) > max_entries:
+    count = len(given)
+    if not count:
+        return {}
+    if count > max_entries:
         raise invalid(field, f"must have at most {max_entries} entries")
-    for key, value in given.items():
+    found = dict(given)
+    for key, value in found.items():
         if not 1 <= len(key) <= max_key_length:
             raise invalid(field, f"keys must have 1 to {max_key_length} characters")
         if len(value) > max_value_length:
             raise invalid(field, f"values must have at most {max_value_length} characters")
-    return dict(given)
+    return found
