@@ -203,6 +203,52 @@ async def test_a_known_bearer_is_remembered_for_a_second(
         assert len(seen) == 2
 
 
+async def test_who_asks_meanwhile_shares_the_reading(admin: AdminSide, engine: AsyncEngine) -> None:
+    _, secret = await admin.tokens.create(OPERATOR, role=Role.SIDECAR)
+    async with statements(engine) as seen:
+        asking = [asyncio.create_task(admin.tokens.authenticate(secret)) for _ in range(20)]
+        await asyncio.sleep(0)
+        asking[0].cancel()
+        callers = await asyncio.gather(*asking, return_exceptions=True)
+        assert isinstance(callers[0], asyncio.CancelledError)
+        assert callers[1:] == [Caller(Role.SIDECAR, "sidecar")] * 19
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_was_read_before_a_token_was_revoked_is_not_remembered(
+    admin: AdminSide,
+    unit_of_work: UnitOfWork,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: bool,
+) -> None:
+    """It is told to those who waited for it already; where another process revokes, to who asks within a second."""
+    token, secret = await admin.tokens.create(OPERATOR, role=Role.SIDECAR)
+    read, has_read, go_on = admin.tokens._read_caller, asyncio.Event(), asyncio.Event()
+
+    async def slow(digest: str, *, is_key: bool) -> Caller | None:
+        caller = await read(digest, is_key=is_key)
+        has_read.set()
+        await go_on.wait()
+        return caller
+
+    monkeypatch.setattr(admin.tokens, "_read_caller", slow)
+    early = asyncio.create_task(admin.tokens.authenticate(secret))
+    await has_read.wait()
+    if elsewhere:
+        await admin_side(unit_of_work, clock=clock).tokens.revoke(OPERATOR, token.token_id)
+        clock.advance(CACHE_SECONDS)
+    else:
+        await admin.tokens.revoke(OPERATOR, token.token_id)
+    later = asyncio.create_task(admin.tokens.authenticate(secret))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await early
+    assert await later is None
+    assert await admin.tokens.authenticate(secret) is None
+
+
 async def test_what_the_installation_brings_along_is_a_token(
     admin: AdminSide, unit_of_work: UnitOfWork
 ) -> None:

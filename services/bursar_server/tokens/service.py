@@ -1,5 +1,6 @@
 """Access tokens: made with a secret that is shown once, and who a bearer is."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -47,6 +48,8 @@ class TokenService:
         self._clock = clock
         # By sha256, in the order of learning: when it ends, in monotonic seconds, and who it is.
         self._known: dict[str, tuple[float, Caller]] = {}
+        # What is being read, for everybody who asks meanwhile; it ends as if it were known since the reading began.
+        self._reading: dict[str, tuple[float, asyncio.Task[Caller | None]]] = {}
 
     async def create(
         self,
@@ -125,7 +128,9 @@ class TokenService:
             token = replace(token, revoke_time=self._clock.now())
             await store.revoke(conn, token)
             await self._record(conn, "revoke_token", caller.actor, token)
+        # Who asks from now on is told of it, also where a reading began before.
         self._known.clear()
+        self._reading.clear()
         return token
 
     async def authenticate(self, bearer: str) -> Caller | None:
@@ -133,15 +138,32 @@ class TokenService:
         if not bearer.isascii():
             return None
         digest = ids.sha256_hex(bearer)
+        now = self._clock.monotonic()
         known = self._known.get(digest)
-        if known is not None and self._clock.monotonic() < known[0]:
+        if known is not None and now < known[0]:
             return known[1]
-        caller = await self._read_caller(digest, is_key=bearer.startswith(ids.KEY_PREFIX))
-        self._known.pop(digest, None)
-        if caller is not None:
+        reading = self._reading.get(digest)
+        if reading is None or now >= reading[0]:
+            work = self._learn(digest, now + CACHE_SECONDS, is_key=bearer.startswith(ids.KEY_PREFIX))
+            reading = self._reading[digest] = (now + CACHE_SECONDS, asyncio.create_task(work))
+        # Who asked first may go away: the others still wait.
+        return await asyncio.shield(reading[1])
+
+    async def _learn(self, digest: str, end: float, *, is_key: bool) -> Caller | None:
+        """Read who a bearer is, and remember it until `end` unless tokens were revoked, or it was read anew, meanwhile."""
+        this = asyncio.current_task()
+        try:
+            caller = await self._read_caller(digest, is_key=is_key)
+        finally:
+            newest = self._reading.get(digest, (0.0, None))[1] is this
+            if newest:
+                del self._reading[digest]
+        if newest:
+            self._known.pop(digest, None)
+        if newest and caller is not None:
             while len(self._known) >= CACHE_ENTRIES:
                 del self._known[next(iter(self._known))]
-            self._known[digest] = (self._clock.monotonic() + CACHE_SECONDS, caller)
+            self._known[digest] = (end, caller)
         return caller
 
     async def _read_caller(self, digest: str, *, is_key: bool) -> Caller | None:
