@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, TypeVar
 from uuid import UUID
@@ -53,6 +54,8 @@ MAX_PIECES = 1_000_000
 _PIECES = frozenset({"images", "web_searches", "requests"})
 _USAGE_FIELDS = tuple(Usage.__slots__)
 _usage_parts = attrgetter(*_USAGE_FIELDS)
+# Ids of tenants, users, keys and budgets are said again and again.
+_id_text: Callable[[UUID], str] = lru_cache(maxsize=16_384)(str)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 Context = RequestContext[Any, Any]
@@ -281,9 +284,9 @@ def _check_parts(answer: CheckAnswer) -> Parts:
         parts |= _outlook_parts(answer.outlook)
     subject = answer.subject
     if subject is not None:
-        parts["tenant_id"] = str(subject.tenant_id)
-        parts["user_id"] = str(subject.user_id) if subject.user_id else ""
-        parts["api_key_id"] = str(subject.api_key_id) if subject.api_key_id else ""
+        parts["tenant_id"] = _id_text(subject.tenant_id)
+        parts["user_id"] = _id_text(subject.user_id) if subject.user_id else ""
+        parts["api_key_id"] = _id_text(subject.api_key_id) if subject.api_key_id else ""
     return parts
 
 
@@ -294,7 +297,7 @@ def _outlook_parts(outlook: Outlook) -> Parts:
         "on_unreachable": None if policy is None else fields.enum_number(budget_pb2.OnUnreachable, policy),
         "budgets": [
             {
-                "budget_id": str(left.budget_id),
+                "budget_id": _id_text(left.budget_id),
                 "remaining_tokens" if left.in_tokens else "remaining_nanos": left.amount,
             }
             for left in outlook.budgets
@@ -309,7 +312,7 @@ def _denial_parts(denial: Denial) -> Parts:
         "reason": denial.reason,
         "message": denial.message,
         "scope": denial.scope,
-        "budget_id": str(denial.budget_id) if denial.budget_id else "",
+        "budget_id": _id_text(denial.budget_id) if denial.budget_id else "",
         "retryable": denial.retryable,
         "limit_usd": None if limit is None else usd_of_nanos(limit),
         "spent_usd": None if spent is None else usd_of_nanos(spent),
@@ -328,7 +331,7 @@ def _instant_parts(instant: datetime | None) -> Parts | None:
 
 def _alert_parts(alert: FiredThreshold) -> Parts:
     return {
-        "budget_id": str(alert.budget_id),
+        "budget_id": _id_text(alert.budget_id),
         "threshold_pct": alert.threshold_pct,
         "period_key": alert.period_key,
         "message": alert_message(alert.threshold_pct),
@@ -337,8 +340,8 @@ def _alert_parts(alert: FiredThreshold) -> Parts:
 
 def _posting_parts(line: PostingLine) -> Parts:
     if line.account is Account.GRANT:
-        return {"grant_id": str(line.account_id), "amount_nanos": line.nanos}
-    return {"budget_id": str(line.account_id), "amount_nanos": line.nanos, "period_key": line.period_key}
+        return {"grant_id": _id_text(line.account_id), "amount_nanos": line.nanos}
+    return {"budget_id": _id_text(line.account_id), "amount_nanos": line.nanos, "period_key": line.period_key}
 
 
 def deduct_response(answer: DeductAnswer) -> pb.DeductResponse:

@@ -1,7 +1,7 @@
 """The short way through the Connect door: binary unary calls as sidecars send them, in plain HTTP.
 
-connectrpc answers everything else, and would answer these alike, in three times the processor time. A request is plain where nothing in it needs more than is here: no compression, no query, no other
-version of the protocol.
+connectrpc answers everything else, and would answer these alike, only with more work. A request is plain where nothing
+in it needs more than is here: no compression, no query, no other version of the protocol.
 """
 
 import asyncio
