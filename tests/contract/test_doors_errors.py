@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from bursar.v1.chargeback_service_pb2 import ChargebackServiceDownloadReportRequest
 from bursar.v1.user_service_pb2 import CreateGrantRequest, GetMyBudgetRequest, SetBudgetRequest
-from support.door_clients import Failure, call_grpc, post, post_binary
+from support.door_clients import Failure, call_grpc, post, post_binary, request
 from support.doors import Doors
 
 
@@ -29,6 +29,35 @@ def both(doors: Doors, rpc: str, message: Message, *, token: str = "platform-adm
         assert over_grpc == over_connect
     assert over_grpc.code == over_connect.code
     return over_connect
+
+
+@pytest.mark.parametrize(
+    ("user_id", "token"),
+    [
+        ("alice@example.com", "platform-admin-token"),
+        ("missing@example.com", "platform-admin-token"),
+        ("Grüße", "platform-admin-token"),
+        ("a\0b", "platform-admin-token"),
+        ("x" * 5_000_000, "platform-admin-token"),
+        ("alice@example.com", "sidecar-token"),
+        ("alice@example.com", "nobody"),
+    ],
+)
+def test_the_short_way_and_the_long_way_say_the_same(doors: Doors, user_id: str, token: str) -> None:
+    """Plain binary calls do not pass through connectrpc, those that accept packed answers do."""
+    data = SetBudgetRequest(user_id=user_id, limit_usd=1).SerializeToString()
+    headers = {"content-type": "application/proto", "authorization": f"Bearer {token}", "x-request-id": "r"}
+    path = "/bursar.v1.UserService/SetBudget"
+    short = request(doors.url, path, data, headers=headers)
+    long = request(doors.url, path, data, headers=headers | {"accept-encoding": "identity, br"})
+    assert (short.status, short.body if short.status == 200 else short.json) == (
+        long.status,
+        long.body if long.status == 200 else long.json,
+    )
+    assert {name: short.headers[name] for name in ("content-type", "x-request-id")} == {
+        name: long.headers[name] for name in ("content-type", "x-request-id")
+    }
+    assert "content-length" in short.headers
 
 
 def test_not_found(doors: Doors) -> None:

@@ -49,6 +49,15 @@ def test_a_megabyte_of_name_is_refused() -> None:
     assert refused(CreateTenantRequest(name="x" * 1_000_000)).field == "name"
 
 
+def test_a_text_is_measured_by_itself_not_by_what_it_comes_with() -> None:
+    many = BatchDeductRequest(deducts=[DeductRequest(request_id="x" * 8192, session_id="y")] * 50)
+    assert len(parse_binary(many.SerializeToString(), BatchDeductRequest).deducts) == 50
+    many.deducts[49].items.add(model="x" * 8193)
+    assert refused(many).field == "deducts[49].items[0].model"
+    tagged = BatchDeductRequest(deducts=[DeductRequest(tags={"team": "x" * 8193})])
+    assert refused(tagged).field == "deducts[0].tags[team]"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
     assert refused(SetBudgetRequest(limit_usd=value)).field == "limit_usd"

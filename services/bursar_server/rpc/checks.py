@@ -38,13 +38,15 @@ def check_message(message: Message, data: bytes) -> None:
 
     That is NUL, a text that is too long, a number that is not finite, or an enum number that the enum does not have.
     """
-    # Without a zero byte there is no NUL, and no text is longer than the whole: most messages need no closer look.
-    if 0 in data or len(data) > MAX_TEXT_LENGTH:
-        _check_texts(message, "")
+    # Without a zero byte there is no NUL, and no text is longer than the message it is in: most need no closer look.
+    _check_texts(message, "", passed_bytes=-1 if 0 in data else MAX_TEXT_LENGTH)
     _check_numbers(message, "")
 
 
-def _check_texts(message: Message, path: str) -> None:
+def _check_texts(message: Message, path: str, *, passed_bytes: int) -> None:
+    """Check the texts of a message; one of at most `passed_bytes` bytes is passed over."""
+    if message.ByteSize() <= passed_bytes:
+        return
     for field, value in message.ListFields():
         here = path + field.name
         if field.type == FieldDescriptor.TYPE_STRING:
@@ -53,17 +55,17 @@ def _check_texts(message: Message, path: str) -> None:
         elif _is_map(field):
             for key, entry in value.items():
                 for part in (key, entry):
-                    _check_part(part, f"{here}[{shown(str(key))}]")
+                    _check_part(part, f"{here}[{shown(str(key))}]", passed_bytes)
         elif field.message_type is not None:
             for index, part in enumerate(value) if field.is_repeated else ((None, value),):
-                _check_part(part, here if index is None else f"{here}[{index}]")
+                _check_part(part, here if index is None else f"{here}[{index}]", passed_bytes)
 
 
-def _check_part(part: object, path: str) -> None:
+def _check_part(part: object, path: str, passed_bytes: int) -> None:
     if isinstance(part, str):
         check_text(part, path)
     elif isinstance(part, Message):
-        _check_texts(part, f"{path}.")
+        _check_texts(part, f"{path}.", passed_bytes=passed_bytes)
 
 
 def _is_map(field: FieldDescriptor) -> bool:
