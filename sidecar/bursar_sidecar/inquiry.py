@@ -31,7 +31,16 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,255}")
 _AGAIN = frozenset({404, 408, 409, 425, 429})
 _ACCEPT = istr("Accept")
 #: What says something of the call's body, or asks for less than the whole answer.
-_OF_THE_CALL = (header.CONTENT_TYPE, istr("Range"), istr("If-Range"), istr("If-Match"), istr("If-None-Match"))
+_OF_THE_CALL = (
+    header.CONTENT_TYPE,
+    header.CONTENT_ENCODING,
+    istr("Range"),
+    istr("If-Range"),
+    istr("If-Match"),
+    istr("If-None-Match"),
+)
+#: What asks for a stream in a query (Google's `alt=sse`): the answer is read as one JSON object.
+_STREAMED = ("alt=", "stream=")
 
 #: What a provider is taken to say that will not say anything.
 _NOTHING = Metered((), True, None, Outcome.PARTIAL)
@@ -67,7 +76,8 @@ def inquiry_about(forward: Forward, metered: Metered, headers: Mapping[str, str]
     if not path or _ID.fullmatch(answer_id) is None:
         return None
     path = path.rstrip("/") + later.path.replace("{id}", answer_id)
-    query = later.query.replace("{id}", answer_id) or query
+    kept_query = "&".join(one for one in query.split("&") if not one.startswith(_STREAMED))
+    query = later.query.replace("{id}", answer_id) or kept_query
     kept = CIMultiDict(forward.headers)
     for name in _OF_THE_CALL:
         kept.popall(name, None)

@@ -32,6 +32,7 @@ def asked_about(
     upstream = UPSTREAMS[name].at(target)
     call = upstream.dialect.open("POST", target, query, {}, body)
     sent = CIMultiDict({"Authorization": "Bearer k", "Content-Type": "application/json", "X-Mine": "1"})
+    sent["Content-Encoding"] = "gzip"
     later = upstream.later and upstream.later(call, target)
     url = f"{upstream.origin}{upstream.base_path}{path}"
     forward = Forward(name, upstream.dialect, "POST", upstream.origin, url, sent, call, False, later)
@@ -63,6 +64,8 @@ def asked_about(
         ("openrouter", "/api/v1/messages/count_tokens", b"{}", None),
         ("openrouter", "/api/chat/completions", b"{}", None),
         ("gemini", "/v1beta/interactions", b"{}", "https://generativelanguage.googleapis.com/v1beta/interactions/id_1"),
+        ("gemini", "/v1beta/interactions?alt=sse&key=k%2B1", b"{}", "https://generativelanguage.googleapis.com/v1beta/interactions/id_1?key=k%2B1"),
+        ("gemini", "/v1beta/interactions?alt=sse", b"{}", "https://generativelanguage.googleapis.com/v1beta/interactions/id_1"),
         ("gemini", "/v1beta/interactions", b'{"store":false}', None),
         ("gemini", "/v1beta/models/m:generateContent", b"{}", None),
         ("lab", "/v1/responses", b"{}", None),
@@ -165,6 +168,15 @@ def test_a_generation_that_is_not_accounted_for_yet() -> None:
     assert (early.items, early.outcome) == ((), Outcome.SUCCESS)
     priced = read(json.dumps({"data": nothing | {"total_cost": 0.5}}).encode())
     assert (priced.estimated, priced.provider_cost_usd) == (True, "0.5")
+
+
+@pytest.mark.parametrize("unknown", ["native_tokens_prompt", "native_tokens_completion"])
+def test_half_a_generation_is_not_exact(unknown: str) -> None:
+    """F099: each count can be null by itself, which is not 0: asked again, or the estimate with the cost."""
+    half = GENERATION | {unknown: None}
+    assert read(json.dumps({"data": half | {"total_cost": None}}).encode()).items == ()
+    priced = read(json.dumps({"data": half}).encode())
+    assert (priced.estimated, priced.provider_cost_usd) == (True, "0.00000602")
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ def read_generation(answer: Document, found: Findings) -> None:
     """Note what a generation's metadata says (API reference, "Get request & usage metadata for a generation").
 
     The native counts are those that are billed: the prompt with what was cached of it, the completion with its reasoning
-    ("Reasoning Tokens": they are output). As long as neither counts nor a cost are there it is not accounted for yet.
+    ("Reasoning Tokens": they are output). Each can be null: without both, and without a cost, it is not accounted for yet.
     The model is left to what the answer called it: here it has the name of a dated version, which prices do not know.
     """
     generation = part(answer.get("data"))
     found.service_tier = text(generation.get("service_tier"))
     found.provider_cost_usd = decimal_text(generation.get("total_cost"))
     counts = (generation.get("native_tokens_prompt"), generation.get("native_tokens_completion"))
-    if counts == (None, None):
+    if None in counts:
         found.deferred = found.provider_cost_usd is None
         return
     found.finished = True
