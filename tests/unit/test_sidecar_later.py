@@ -179,6 +179,13 @@ def test_half_a_generation_is_not_exact(unknown: str) -> None:
     assert (priced.estimated, priced.provider_cost_usd) == (True, "0.00000602")
 
 
+@pytest.mark.parametrize("nothing", [0, 0.0])
+def test_a_generation_that_says_nothing_was_used_is_asked_about_again(nothing: float) -> None:
+    """F099: an answer came, so zeros are what is there before it is accounted for, not what it consumed."""
+    zeros = dict.fromkeys(("native_tokens_prompt", "native_tokens_completion", "total_cost"), nothing)
+    assert read(json.dumps({"data": GENERATION | zeros}).encode()).items == ()
+
+
 @pytest.mark.parametrize(
     ("name", "work_id"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import partial
 
 from bursar_sidecar.providers.base import ApiCall, Later, Usage
@@ -13,15 +14,16 @@ def read_generation(answer: Document, found: Findings) -> None:
     """Note what a generation's metadata says (API reference, "Get request & usage metadata for a generation").
 
     The native counts are those that are billed: the prompt with what was cached of it, the completion with its reasoning
-    ("Reasoning Tokens": they are output). Each can be null: without both, and without a cost, it is not accounted for yet.
+    ("Reasoning Tokens": they are output). Each can be null, and none takes no prompt: without both it is not accounted for
+    yet, and where it has a cost already, that is kept beside the estimate.
     The model is left to what the answer called it: here it has the name of a dated version, which prices do not know.
     """
     generation = part(answer.get("data"))
     found.service_tier = text(generation.get("service_tier"))
     found.provider_cost_usd = decimal_text(generation.get("total_cost"))
     counts = (generation.get("native_tokens_prompt"), generation.get("native_tokens_completion"))
-    if None in counts:
-        found.deferred = found.provider_cost_usd is None
+    if not count(counts[0]) or counts[1] is None:
+        found.deferred = not Decimal(found.provider_cost_usd or 0)
         return
     found.finished = True
     found.usage = clamped(
