@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import importlib
 import json
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +15,7 @@ import brotli
 import pytest
 
 from bursar.v1.metering_service_pb2 import DeductRequest
+from support.codings import CODINGS, zstandard
 from support.fake_control_plane import Served
 from support.odd_upstream import (
     CHAT,
@@ -38,22 +38,6 @@ STREAMED = {
     "stream": True,
     "stream_options": {"include_usage": True},
     "messages": [{"role": "user", "content": "Hi"}],
-}
-
-
-def zstandard(data: bytes) -> bytes:
-    try:
-        module = importlib.import_module("compression.zstd")
-    except ImportError:
-        module = importlib.import_module("backports.zstd")
-    return bytes(module.compress(data))
-
-
-CODINGS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "deflate": zlib.compress,
-    "br": brotli.compress,
-    "zstd": zstandard,
 }
 
 

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import importlib
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import brotli
-
+from support.codings import CODINGS
 from support.endings_apis import Api, Doc, Framing
 from support.odd_upstream import LAST_CHUNK, Script, chunk, head
-
-
-def zstandard(data: bytes) -> bytes:
-    try:
-        module = importlib.import_module("compression.zstd")
-    except ImportError:
-        module = importlib.import_module("backports.zstd")
-    return bytes(module.compress(data))
-
-
-CODINGS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "br": brotli.compress,
-    "deflate": zlib.compress,
-    "zstd": zstandard,
-}
 
 
 class End(Enum):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import zlib
 from itertools import pairwise
 
@@ -22,19 +21,12 @@ from bursar_sidecar.decoding import (
     decoder_for,
 )
 from bursar_sidecar.providers.base import HELD_MAX_BYTES, ApiCall, Outcome
+from support.codings import zstandard
 
 
 def raw_deflate(data: bytes) -> bytes:
     squeezer = zlib.compressobj(wbits=-15)
     return squeezer.compress(data) + squeezer.flush()
-
-
-def zstandard(data: bytes) -> bytes:
-    try:
-        module = importlib.import_module("compression.zstd")
-    except ImportError:
-        module = importlib.import_module("backports.zstd")
-    return bytes(module.compress(data))
 
 
 CODINGS = {
