@@ -1,6 +1,7 @@
 """What every test may ask for. Without PostgreSQL these fail: nothing is skipped."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -10,6 +11,13 @@ from bursar_server.db.engine import build_engine
 from bursar_server.db.unit_of_work import UnitOfWork
 from support import database
 from support.clock import FakeClock
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """Sockets and files that nobody closed fail the module that left them, not a later one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -123,8 +124,8 @@ async def test_an_app_that_signs_for_the_sidecar_is_signed_for_the_provider(
         environment(plane.url, tmp_path, bedrock=upstream.url), "BEDROCK", BURSAR_API_KEY=KEY, **aws
     )
     async with running_sidecar(settings) as sidecar:
-        client = bedrock_client(sidecar)
-        reply = await asyncio.to_thread(client.converse, modelId=MODEL, **ASKED)
+        with closing(bedrock_client(sidecar)) as client:
+            reply = await asyncio.to_thread(client.converse, modelId=MODEL, **ASKED)
     assert reply["usage"]["inputTokens"] == 7
     (heard,) = upstream.heard
     assert (heard.header("authorization") or "").endswith(f"Signature={signature_of(heard, 'eu-north-1')}")
@@ -146,24 +147,24 @@ async def test_the_aws_sdk_with_a_bur_key(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
     async with running_sidecar(environment(plane.url, tmp_path, bedrock=upstream.url)) as sidecar:
-        client = bedrock_client(sidecar)
-        reply = await asyncio.to_thread(client.converse, modelId=MODEL, **ASKED)
-        assert reply["output"]["message"]["content"] == [{"text": "Sea"}]
-        assert upstream.heard[0].header("authorization") == "Bearer sk-bedrock"
-        frames = event("messageStart", {"role": "assistant"})
-        frames += event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Sea"}})
-        frames += event("messageStop", {"stopReason": "end_turn"})
-        usage = {"inputTokens": 7, "outputTokens": 4, "totalTokens": 11}
-        frames += event("metadata", {"usage": usage, "metrics": {"latencyMs": 1}})
-        lines = ("content-type: application/vnd.amazon.eventstream", f"content-length: {len(frames)}")
-        upstream.answer = head("200 OK", *lines) + frames
-        stream = await asyncio.to_thread(client.converse_stream, modelId=MODEL, **ASKED)
-        events = await asyncio.to_thread(list, stream["stream"])
-        assert [next(iter(one)) for one in events][-1] == "metadata"
-        assert events[-1]["metadata"]["usage"] == usage
-        plane.service.account.limit_nanos = 0
-        with pytest.raises(client.exceptions.ClientError) as refused:
-            await asyncio.to_thread(client.converse, modelId=MODEL, **ASKED)
+        with closing(bedrock_client(sidecar)) as client:
+            reply = await asyncio.to_thread(client.converse, modelId=MODEL, **ASKED)
+            assert reply["output"]["message"]["content"] == [{"text": "Sea"}]
+            assert upstream.heard[0].header("authorization") == "Bearer sk-bedrock"
+            frames = event("messageStart", {"role": "assistant"})
+            frames += event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Sea"}})
+            frames += event("messageStop", {"stopReason": "end_turn"})
+            usage = {"inputTokens": 7, "outputTokens": 4, "totalTokens": 11}
+            frames += event("metadata", {"usage": usage, "metrics": {"latencyMs": 1}})
+            lines = ("content-type: application/vnd.amazon.eventstream", f"content-length: {len(frames)}")
+            upstream.answer = head("200 OK", *lines) + frames
+            stream = await asyncio.to_thread(client.converse_stream, modelId=MODEL, **ASKED)
+            events = await asyncio.to_thread(list, stream["stream"])
+            assert [next(iter(one)) for one in events][-1] == "metadata"
+            assert events[-1]["metadata"]["usage"] == usage
+            plane.service.account.limit_nanos = 0
+            with pytest.raises(client.exceptions.ClientError) as refused:
+                await asyncio.to_thread(client.converse, modelId=MODEL, **ASKED)
     assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 402
     assert refused.value.response["Error"]["Code"] == "BUDGET_CAP_HARD"
     used = [record.items[0].usage.output_tokens for record in plane.service.records.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import anthropic
 import openai
@@ -22,31 +23,29 @@ ERRORS = (openai.APIError, anthropic.APIError, genai_errors.APIError)
 
 
 def chat(url: str, key: str) -> Iterator[object]:
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, default_headers=SLOWLY)
-    return iter(
-        client.chat.completions.create(
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, default_headers=SLOWLY) as client:
+        yield from client.chat.completions.create(
             model="gpt-4o", messages=[{"role": "user", "content": PROMPT}], stream=True
         )
-    )
 
 
 def responses(url: str, key: str) -> Iterator[object]:
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, default_headers=SLOWLY)
-    return iter(client.responses.create(model="gpt-5", input=PROMPT, stream=True, store=False))
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, default_headers=SLOWLY) as client:
+        yield from client.responses.create(model="gpt-5", input=PROMPT, stream=True, store=False)
 
 
 def messages(url: str, key: str) -> Iterator[object]:
-    client = anthropic.Anthropic(base_url=url, api_key=key, default_headers=SLOWLY)
     asked: anthropic.types.MessageParam = {"role": "user", "content": PROMPT}
-    return iter(
-        client.messages.create(model="claude-sonnet-5", max_tokens=900, messages=[asked], stream=True)
-    )
+    with anthropic.Anthropic(base_url=url, api_key=key, default_headers=SLOWLY) as client:
+        yield from client.messages.create(
+            model="claude-sonnet-5", max_tokens=900, messages=[asked], stream=True
+        )
 
 
 def content(url: str, key: str) -> Iterator[object]:
     options = genai_types.HttpOptions(base_url=url, headers=SLOWLY)
-    client = genai.Client(api_key=key, http_options=options)
-    yield from client.models.generate_content_stream(model="gemini-2.5-flash", contents=PROMPT)
+    with closing(genai.Client(api_key=key, http_options=options)) as client:
+        yield from client.models.generate_content_stream(model="gemini-2.5-flash", contents=PROMPT)
 
 
 APPS = {
