@@ -347,7 +347,7 @@ async def test_a_budget_worth_100_calls_in_two_processes(database_url: str) -> N
 
 async def test_a_queue_that_is_full_says_so(ledger_of_one: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """S20: a lane takes no more than it can remember; who is turned away is told to try again."""
-    monkeypatch.setattr("bursar_server.metering.lane.MAX_WAITING", 10)
+    monkeypatch.setattr("bursar_server.metering.inbox.MAX_WAITING", 10)
     key = ledger_of_one.key()
     answers = await asyncio.gather(
         *(ledger_of_one.deduct(key, new_id()) for _ in range(400)), return_exceptions=True

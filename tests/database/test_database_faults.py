@@ -285,16 +285,16 @@ async def test_the_minute_turns_between_the_guess_and_the_decision(ledger: Ledge
     budget = ledger.budget("USER", 1_000, user_id=alice, admission="UPPER_BOUND")
     await ledger.call(key)
     [lane] = ledger.service._lanes
-    runner = lane._runner
-    assert runner is not None
+    assert lane._runner is not None
+    session = lane._runner.session
     for shift in (timedelta(days=-1), timedelta(days=1), timedelta(days=40)):
-        at, monotonic = runner._database_time or (datetime.now(UTC), time.monotonic())
-        runner._database_time = (at + shift, monotonic)
+        at, monotonic = session._database_time or (datetime.now(UTC), time.monotonic())
+        session._database_time = (at + shift, monotonic)
         check = await ledger.check(key)
         assert check.allowed
-        runner._database_time = (at + shift, monotonic)
+        session._database_time = (at + shift, monotonic)
         assert (await ledger.deduct(key, check.request_id)).postings[-1].account_id == budget
-        runner._database_time = (at + shift, monotonic)
+        session._database_time = (at + shift, monotonic)
         assert (await ledger.deduct(key, new_id())).unchecked
     spent = ledger.sql("SELECT sum(spent_nanos), sum(held_nanos) FROM balances WHERE spent_nanos <> 0")
     assert spent == [(700, 0)]

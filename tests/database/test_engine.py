@@ -1,5 +1,8 @@
 """Connections as the hot path and the admin side get them."""
 
+import select
+import time
+
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -41,6 +44,39 @@ def test_a_round_trip_carries_more_than_sockets_hold(database_url: str) -> None:
             answers = [pipeline.send("SELECT %s::text", text) for _ in range(3)]
             pipeline.run()
             assert [answer.rows() for answer in answers] == [[(text,)]] * 3
+
+
+def test_an_answer_that_came_with_an_earlier_one_is_due(database_url: str) -> None:
+    """Round trips that overlap: what is read with the first is not waited for again."""
+    with connect_lane(database_url) as lane:
+        pipeline = Pipeline(lane)
+        answers = []
+        for number in range(3):
+            answers.append(
+                pipeline.send("SELECT pg_sleep(%s::float8 / 20), %s::int", str(number), str(number))
+            )
+            pipeline.launch()
+        assert not pipeline.due()
+        time.sleep(0.4)
+        for number, answer in enumerate(answers):
+            assert pipeline.due() or select.select([lane], [], [], 0)[0]
+            pipeline.land()
+            assert answer.rows()[0][1] == number
+            if number < 2:
+                assert pipeline.due()
+
+
+def test_megabytes_go_both_ways_while_round_trips_overlap(database_url: str) -> None:
+    text = "x" * (4 << 20)
+    with connect_lane(database_url) as lane:
+        pipeline = Pipeline(lane)
+        answers = []
+        for _ in range(2):
+            answers.append(pipeline.send("SELECT %s::text", text))
+            pipeline.launch()
+        for answer in answers:
+            pipeline.land()
+            assert answer.rows() == [(text,)]
 
 
 async def test_the_pool_has_an_end(engine: AsyncEngine) -> None:

@@ -149,7 +149,7 @@ async def test_a_check_that_is_too_late_leaves_no_hold_behind_a_lock(
 ) -> None:
     """S9: a Check whose deadline passed while its rows were locked is dropped."""
     key = ledger.key()
-    ledger.budget("TENANT", 10**6)
+    ledger.budget("TENANT", 10**6, admission="UPPER_BOUND")
     await ledger.call(key)
     with psycopg.connect(database_url) as somebody:
         somebody.execute("SELECT 1 FROM balances FOR UPDATE")

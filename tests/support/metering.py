@@ -16,7 +16,7 @@ from bursar_server.db.engine import connect_lane
 from bursar_server.db.partitions import ensure_partitions
 from bursar_server.kit import ids
 from bursar_server.kit.clock import SystemClock
-from bursar_server.metering.batch import Outcome
+from bursar_server.metering.evaluation import Outcome
 from bursar_server.metering.lane import Lane
 from bursar_server.metering.model import CheckCall, DeductCall, DeductItem, Policy, PrincipalRef, ReleaseCall
 from bursar_server.metering.service import MeteringService

@@ -80,15 +80,20 @@ FEATURE_FILES = {"__init__.py", "README.md", "model.py", "rules.py", "service.py
 FEATURE_EXTRAS: dict[str, set[str]] = {
     # A lane's batch is a service of several parts: the thread, the transaction, and what each kind of call does in it.
     "metering": {
+        "ahead.py",
         "batch.py",
         "checks.py",
         "context.py",
         "deducts.py",
         "directory.py",
+        "evaluation.py",
         "history.py",
+        "inbox.py",
         "lane.py",
+        "memory.py",
         "needs.py",
         "observer.py",
+        "session.py",
         "tickets.py",
         "waits.py",
         "writes.py",

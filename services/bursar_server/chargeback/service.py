@@ -70,7 +70,8 @@ class ChargebackService:
         async with self._one_at_a_time, AsyncExitStack() as stack:
             snapshot = await stack.enter_async_context(self._unit_of_work.snapshot())
             async with self._unit_of_work.begin() as gate:
-                await store.lock_books(gate, tenant_id)
+                # A new version too: a batch that was evaluated before the lock is evaluated again, and dated after it.
+                await self._tenants.begin_change(gate, tenant_id)
                 # The snapshot's first statement: from here on it sees what is committed now, and nothing later.
                 cutoff = await database_now(snapshot)
             figures = await self._figures(snapshot, tenant_id, start, end)

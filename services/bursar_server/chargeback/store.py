@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Row, Select, delete, func, insert, select
 
 from bursar_server.chargeback.model import KeyName, Names, ReportHead
-from bursar_server.db.connection import Connection, lock_tenant
+from bursar_server.db.connection import Connection
 from bursar_server.db.partitions import oldest_partition_start
 from bursar_server.db.tables import api_keys, chargeback_reports, ledger_entries, tenants, users
 from bursar_server.kit.ids import PLATFORM_TENANT_ID
@@ -18,7 +18,6 @@ _HEAD = [column for column in chargeback_reports.c if column.name != "content"]
 # The kinds of entries that rollups tie to (S19, S26).
 _CHARGES = ("CHARGE", "EXPIRY", "ADJUSTMENT")
 
-lock_books = lock_tenant
 oldest_kept = oldest_partition_start
 
 

@@ -1,5 +1,6 @@
 """What a lane of the hot path knows of its database: a blocking connection, round trips, and which errors mean what."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -26,6 +27,12 @@ LOCKED_ERROR = errors.LockNotAvailable
 
 REPEATABLE_ERRORS = (errors.UniqueViolation, errors.DeadlockDetected, errors.SerializationFailure)
 """Another transaction came first: the same batch can be repeated at once."""
+
+UNCONFIRMED_ERROR = errors.DivisionByZero
+"""Something is not as the batch took it to be: `1 / (what was taken for granted)::int` of one of its statements."""
+
+FOLLOWS_ERROR = errors.InFailedSqlTransaction
+"""The batch before it failed, in whose transaction it would have been."""
 
 _FAILED = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE, ExecStatus.PIPELINE_ABORTED)
 
@@ -67,6 +74,7 @@ class Pipeline:
         self._commands: list[Callable[[], None]] = []
         # What the commands are answered into: by statement, where it is being prepared, or by its answer.
         self._waiting: list[Answer | tuple[str, bytes]] = []
+        self._launched: deque[list[Answer | tuple[str, bytes]]] = deque()
 
     def send(self, statement: str, *parameters: str | None) -> Answer:
         """Queue a statement."""
@@ -86,18 +94,37 @@ class Pipeline:
 
     def run(self) -> None:
         """Send what is queued, and wait for all of the answers. Raises the first error that the server reports."""
-        waiting, self._waiting = self._waiting, []
-        commands, self._commands = self._commands, []
+        self.launch()
+        self.land()
+
+    def launch(self) -> None:
+        """Send what is queued, to be answered together; others may be launched before it has landed."""
         pgconn = self.connection.pgconn
-        pgconn.enter_pipeline_mode()
+        if not self._launched:
+            pgconn.enter_pipeline_mode()
+        self._launched.append(self._waiting)
+        commands, self._commands, self._waiting = self._commands, [], []
+        # libpq keeps them until the sync sends them all at once: not a system call and a wait for each.
+        for command in commands:
+            command()
+        pgconn.pipeline_sync()
+
+    def due(self) -> bool:
+        """Whether to land now: the answer is here, or the server has to be rid of answers before it reads on.
+
+        Where it is not, there is none until the connection's file is readable.
+        """
+        pgconn = self.connection.pgconn
+        return not pgconn.is_busy() or bool(pgconn.flush())
+
+    def land(self) -> None:
+        """Wait for the answers of what was launched first. Raises the first error that the server reports."""
+        pgconn = self.connection.pgconn
+        waiting = self._launched.popleft()
         try:
-            # libpq keeps them until the sync sends them all at once: not a system call and a wait for each.
-            for command in commands:
-                command()
-            pgconn.pipeline_sync()
             results = self.connection.wait(_exchanged(pgconn, len(waiting) + 1))
         finally:
-            if pgconn.status == psycopg.pq.ConnStatus.OK:
+            if not self._launched and pgconn.status == psycopg.pq.ConnStatus.OK:
                 pgconn.exit_pipeline_mode()
         failure: PGresult | None = None
         for entry, (result, *_) in zip(waiting, results[:-1], strict=True):
@@ -107,7 +134,7 @@ class Pipeline:
             if isinstance(entry, Answer):
                 entry.result = result
             elif failed:
-                del self._names[entry[0]]
+                self._names.pop(entry[0], None)
         if failure is not None:
             raise errors.error_from_result(failure, encoding="utf-8")
 

@@ -61,6 +61,13 @@ class BalanceState:
     alerted_pct: int
     changed: bool = False
 
+    def copy(self) -> "BalanceState":
+        """Return another one of the same figures, not changed yet."""
+        return BalanceState(
+            self.key, self.period_start, self.period_end, self.spent_nanos, self.held_nanos, self.spent_tokens,
+            self.held_tokens, self.shadow_denials, self.alerted_pct,
+        )  # fmt: skip
+
 
 @dataclass(slots=True)
 class GrantState:

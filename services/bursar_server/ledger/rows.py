@@ -37,6 +37,18 @@ def balance_row(state: BalanceState) -> dict[str, object]:
     }
 
 
+def balance_as_taken(state: BalanceState) -> dict[str, object]:
+    """Return what a row of `balances` was taken to be, in columns of their own."""
+    return {
+        "was_spent_nanos": state.spent_nanos,
+        "was_held_nanos": state.held_nanos,
+        "was_spent_tokens": state.spent_tokens,
+        "was_held_tokens": state.held_tokens,
+        "was_shadow_denials": state.shadow_denials,
+        "was_alerted_pct": state.alerted_pct,
+    }
+
+
 def attribution_columns(attribution: Attribution) -> dict[str, object]:
     """Return the columns that say whom a call counts for."""
     return {

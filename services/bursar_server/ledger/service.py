@@ -46,9 +46,17 @@ class MissingRowsError(Exception):
         self.periods: list[tuple[BalanceKey, datetime, datetime]] = []
 
 
+Recall = Callable[[BalanceKey], BalanceState | None]
+"""Gives a balance as it is remembered; None where it is not."""
+
+
 @dataclass(slots=True)
 class Books:
-    """The state that one batch has locked, by key, and its changes."""
+    """The state that one batch works on, by key, and its changes.
+
+    The batch has locked it, but where `recall` is given: then balances are taken as they are remembered, and confirmed
+    by what writes the changes.
+    """
 
     now: datetime
     balances: dict[BalanceKey, BalanceState]
@@ -62,6 +70,8 @@ class Books:
     quarters: dict[tuple[RollupKey, datetime], list[int]] = field(default_factory=dict)
     fired: list[tuple[Budget, FiredThreshold]] = field(default_factory=list)
     gone_holds: set[CallKey] = field(default_factory=set)
+    recall: Recall | None = None
+    taken: dict[BalanceKey, BalanceState] = field(default_factory=dict)
 
     def send_writes(self, send: Send) -> None:
         """Queue the statements that write what has changed, in lock order; they take effect with the commit."""
@@ -69,6 +79,7 @@ class Books:
             send,
             self.now,
             balances=self.balances.values(),
+            taken=self.taken if self.recall else None,
             grants=self.grants.values(),
             new_holds=[hold for key, hold in self.holds.items() if key not in self.stored_holds],
             gone_holds=self.gone_holds & self.stored_holds,
@@ -124,11 +135,20 @@ class Books:
                 grant.changed = True
 
     def require(self, legs: Iterable[BalanceKey], grants: Iterable[GrantKey]) -> None:
-        """Raise MissingRowsError unless all of these are locked; called before anything is changed."""
-        missing_balances = [key for key in legs if key not in self.balances]
+        """Raise MissingRowsError unless all of these are there; called before anything is changed."""
+        missing_balances = [key for key in legs if key not in self.balances and not self._recalled(key)]
         missing_grants = [key for key in grants if key not in self.grants]
         if missing_balances or missing_grants:
             raise MissingRowsError(missing_balances, missing_grants)
+
+    def _recalled(self, key: BalanceKey) -> bool:
+        """Take a balance as it is remembered, if it is."""
+        state = self.recall(key) if self.recall else None
+        if state is None:
+            return False
+        self.taken[key] = state
+        self.balances[key] = state.copy()
+        return True
 
     def settle(self, hold: Hold, charge: Charge) -> Record:
         """Charge a call that has a hold, and take the hold away (S14). Returns its record's next revision.
@@ -360,6 +380,7 @@ def _as_past(record: Record) -> PastRevision:
 
 send_locks = store.send_locks
 make_balances = store.missing_balances
+confirm_new = store.confirm_new
 
 
 def books_of(locked: store.LockedRows, now: datetime, budget_of: Callable[[UUID], Budget | None]) -> Books:
@@ -367,3 +388,10 @@ def books_of(locked: store.LockedRows, now: datetime, budget_of: Callable[[UUID]
     return Books(
         now, locked.balances, locked.grants, locked.holds, locked.past, budget_of, frozenset(locked.holds)
     )
+
+
+def books_ahead(
+    holds: dict[CallKey, Hold], now: datetime, budget_of: Callable[[UUID], Budget | None], recall: Recall
+) -> Books:
+    """Return the books of a batch that has locked nothing, over what is remembered; see Books."""
+    return Books(now, {}, {}, holds, {}, budget_of, frozenset(holds), recall=recall)

@@ -1,10 +1,10 @@
-"""The SQL of a lane's batch: lock and read in one round trip, write and commit in another.
+"""The SQL of a lane's batch: lock and read in one round trip, write and commit in another; or all of it in one.
 
 Rows are locked in the order that every money transaction keeps: balances, grants, holds; each set sorted by key.
 One JSON parameter a table was among the fastest styles measured, and needs no escaping.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -94,6 +94,30 @@ WHERE g.tenant_id = x.tenant_id AND g.grant_id = x.grant_id"""
 
 _DELETE_HOLDS = """
 DELETE FROM holds h USING unnest(%s::uuid[], %s::uuid[]) AS k(t, id) WHERE h.tenant_id = k.t AND h.request_id = k.id"""
+
+# What a batch took for granted is confirmed by statements that fail with a division by zero where it is not so.
+_WAS = """was_spent_nanos bigint, was_held_nanos bigint, was_spent_tokens bigint, was_held_tokens bigint,
+    was_shadow_denials bigint, was_alerted_pct int"""
+_IS_AS_IT_WAS = """b.tenant_id = x.tenant_id AND b.budget_id = x.budget_id AND b.period_key = x.period_key
+    AND b.spent_nanos = x.was_spent_nanos AND b.held_nanos = x.was_held_nanos AND b.spent_tokens = x.was_spent_tokens
+    AND b.held_tokens = x.was_held_tokens AND b.shadow_denials = x.was_shadow_denials
+    AND b.alerted_pct = x.was_alerted_pct"""
+_CONFIRM_BALANCES = f"""
+SELECT 1 / (count(*) = %s::bigint)::int
+FROM json_to_recordset(%s) AS x(tenant_id uuid, budget_id uuid, period_key text, {_WAS}) JOIN balances b ON {_IS_AS_IT_WAS}"""
+_UPDATE_CONFIRMED_BALANCES = f"""
+WITH done AS (UPDATE balances b SET spent_nanos = x.spent_nanos, held_nanos = x.held_nanos, spent_tokens = x.spent_tokens,
+    held_tokens = x.held_tokens, shadow_denials = x.shadow_denials, alerted_pct = x.alerted_pct
+FROM json_to_recordset(%s) AS x(tenant_id uuid, budget_id uuid, period_key text, spent_nanos bigint, held_nanos bigint,
+    spent_tokens bigint, held_tokens bigint, shadow_denials bigint, alerted_pct int, {_WAS})
+WHERE {_IS_AS_IT_WAS} RETURNING 1)
+SELECT 1 / (count(*) = %s::bigint)::int FROM done"""
+_DELETE_CONFIRMED_HOLDS = f"""
+WITH done AS ({_DELETE_HOLDS} RETURNING 1) SELECT 1 / (count(*) = %s::bigint)::int FROM done"""
+_CONFIRM_NEW = """
+SELECT 1 / (NOT EXISTS (
+    SELECT FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, id)
+        JOIN usage_records r ON r.tenant_id = k.t AND r.request_id = k.id))::int"""
 
 _ROLLUP_COLUMNS = (
     "requests, estimated_requests, unpriced_requests, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens,"
@@ -226,11 +250,38 @@ def missing_balances(
     )
 
 
+def confirm_new(send: Send, calls: Sequence[CallKey]) -> None:
+    """Queue the statement that fails unless none of these calls has a record."""
+    send(_CONFIRM_NEW, *columns_of(calls, 2))
+
+
+def _send_balances(
+    send: Send, balances: Iterable[BalanceState], taken: Mapping[BalanceKey, BalanceState] | None
+) -> None:
+    """Queue what writes the balances that have changed; with `taken`, it confirms also what all of them were taken for."""
+    if taken is None:
+        changed = [rows.balance_row(state) for state in balances if state.changed]
+        if changed:
+            send(_UPDATE_BALANCES, _json(changed))
+        return
+    update: list[dict[str, object]] = []
+    confirm: list[dict[str, object]] = []
+    for state in sorted(balances, key=lambda state: state.key):
+        (update if state.changed else confirm).append(
+            rows.balance_row(state) | rows.balance_as_taken(taken[state.key])
+        )
+    if confirm:
+        send(_CONFIRM_BALANCES, str(len(confirm)), _json(confirm))
+    if update:
+        send(_UPDATE_CONFIRMED_BALANCES, _json(update), str(len(update)))
+
+
 def send_writes(
     send: Send,
     now: datetime,
     *,
     balances: Iterable[BalanceState],
+    taken: Mapping[BalanceKey, BalanceState] | None,
     grants: Iterable[GrantState],
     new_holds: Iterable[Hold],
     gone_holds: Iterable[CallKey],
@@ -239,10 +290,12 @@ def send_writes(
     quarters: rows.Quarters,
     fired: Iterable[FiredThreshold],
 ) -> None:
-    """Queue the statements that write a batch's changes, in lock order. Nothing is sent for what did not change."""
-    changed_balances = [rows.balance_row(state) for state in balances if state.changed]
-    if changed_balances:
-        send(_UPDATE_BALANCES, _json(changed_balances))
+    """Queue the statements that write a batch's changes, in lock order. Nothing is sent for what did not change.
+
+    `taken` is given where nothing was locked: the balances as the batch took them to be. They, and that the holds that
+    go were there, are confirmed in the same statements: one fails with UNCONFIRMED_ERROR where they are not so.
+    """
+    _send_balances(send, balances, taken)
     changed_grants = [
         {
             "tenant_id": s.key[0],
@@ -256,8 +309,10 @@ def send_writes(
     if changed_grants:
         send(_UPDATE_GRANTS, _json(changed_grants))
     gone = list(gone_holds)
-    if gone:
+    if gone and taken is None:
         send(_DELETE_HOLDS, *columns_of(gone, 2))
+    elif gone:
+        send(_DELETE_CONFIRMED_HOLDS, *columns_of(gone, 2), str(len(gone)))
     _insert(send, "holds", [rows.hold_row(hold) for hold in new_holds])
     _insert(send, "usage_records", [rows.record_row(record, now) for record in records])
     _insert(send, "ledger_entries", [rows.entry_row(entry, now) for entry in entries])

@@ -1,39 +1,39 @@
-"""One transaction for whatever waits: lock and read in one round trip, evaluate, write and commit in another."""
+"""One transaction for whatever waits: lock and read in one round trip, evaluate, write and commit in another.
+
+Where its lane remembers all that a batch needs, there is only the second round trip, which confirms it.
+"""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from bursar_server.budgets.model import Budget
 from bursar_server.db.connection import tenant_lock_key
-from bursar_server.db.lane import DatabaseError, LaneConnection, Pipeline, array_of, columns_of
+from bursar_server.db.lane import (
+    DatabaseError,
+    array_of,
+    columns_of,
+)
 from bursar_server.kit import ids
-from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.ledger import service as ledger
-from bursar_server.ledger.model import BalanceKey, FiredThreshold, Record, Source
+from bursar_server.ledger.model import BalanceKey
 from bursar_server.ledger.service import MissingRowsError
 from bursar_server.metering import rules, store
-from bursar_server.metering.checks import evaluate_check
 from bursar_server.metering.context import BatchContext, Rates
-from bursar_server.metering.deducts import evaluate_deduct, evaluate_expiry, evaluate_release
-from bursar_server.metering.directory import Directory
-from bursar_server.metering.history import CostHistory
+from bursar_server.metering.evaluation import Outcome, Result, evaluate
 from bursar_server.metering.model import (
-    Answer,
     Call,
     CheckCall,
     DeductCall,
     ExpireCall,
-    Policy,
     PrincipalRef,
     Problem,
     ReleaseCall,
     Subject,
 )
-from bursar_server.metering.needs import Needs, OpenLegs, holding_budgets, times
+from bursar_server.metering.needs import Needs, holding_budgets, times
+from bursar_server.metering.session import Session
 from bursar_server.metering.waits import PLACE_LASTS, WaitKey, Waits
 from bursar_server.metering.writes import write
 from bursar_server.pricing.model import Price
@@ -43,45 +43,17 @@ MAX_ROUNDS = 12
 RECENT_CALLS = 2_000
 MAX_KNOWN_BALANCES = 200_000
 
-Result = Answer | BursarError
-
 
 class StaleDirectoryError(Exception):
     """The configuration changed since it was read: the batch is repeated with what is new."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What a committed batch answered, the thresholds that it reached, and the calls whose lease it charged."""
-
-    results: list[Result]
-    fired: list[tuple[Budget, FiredThreshold]] = field(default_factory=list)
-    expired: list[Record] = field(default_factory=list)
-    # Whether holds were removed, so that calls that wait can be decided again.
-    freed: bool = False
-
-
 class BatchRunner:
     """Runs batches on one connection. Belongs to one lane; not shared between threads."""
 
-    def __init__(
-        self,
-        connection: LaneConnection,
-        directory: Directory,
-        history: CostHistory,
-        policy: Policy,
-        clock: Clock,
-    ) -> None:
-        self._connection = connection
-        self._pipeline = Pipeline(connection)
-        self._directory = directory
-        self._policy = policy
-        self._clock = clock
-        self._history = history
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self._known_balances: set[BalanceKey] = set()
-        self._open_legs = OpenLegs()
-        self._oldest_record: datetime | None = None
-        self._database_time: tuple[datetime, float] | None = None
 
     def run(self, calls: Sequence[Call], lock_timeout_ms: int | None = None) -> Outcome:
         """Evaluate calls one after the other in one transaction; their effects are committed when this returns.
@@ -96,66 +68,34 @@ class BatchRunner:
             try:
                 return self._round(calls, needs, lock_timeout_ms)
             except MissingRowsError as missing:
-                self._rollback()
+                self.session.rollback()
                 self._insert_balances(missing.periods)
                 needs.balances |= missing.balances
                 needs.grants |= missing.grants
             except StaleDirectoryError:
-                self._rollback()
+                self.session.rollback()
                 needs = self._needs_of(calls, reload=True)
             except BaseException:
                 with suppress(DatabaseError):
-                    self._rollback()
+                    self.session.rollback()
                 raise
         raise BursarError(
             Reason.DATABASE_UNAVAILABLE, "the configuration changes faster than it can be read; try again"
         )
 
-    def _rollback(self) -> None:
-        # Not through psycopg, which forgets every prepared statement of the connection with it, the pipeline's too.
-        self._pipeline.send("ROLLBACK")
-        self._pipeline.run()
-
-    def database_now(self) -> datetime:
-        """Return about what the database's clock says; the batch itself asks it."""
-        if self._database_time is None:
-            row = self._connection.execute("SELECT clock_timestamp()").fetchone()
-            assert row is not None  # noqa: S101  (a SELECT without FROM has one row)
-            self._database_time = (row[0], self._clock.monotonic())
-        at, monotonic = self._database_time
-        return at + timedelta(seconds=self._clock.monotonic() - monotonic)
-
-    def oldest_record(self) -> datetime:
-        """Return the first instant whose records are kept."""
-        if self._oldest_record is None:
-            name = store.oldest_partition_name(self._connection)
-            if name is None:
-                raise BursarError(
-                    Reason.DATABASE_UNAVAILABLE, "the database has no partitions; run `bursar migrate`"
-                )
-            year, month = name.removeprefix("usage_records_").split("_")
-            self._oldest_record = self.database_now().replace(
-                year=int(year), month=int(month), day=1, hour=0, minute=0, second=0, microsecond=0
-            )
-        return self._oldest_record
-
     def leave_waits(self, keys: Sequence[WaitKey]) -> None:
         """Take calls out of the queues of their budgets: they have their answer."""
-        store.leave_waits(self._connection, keys)
+        store.leave_waits(self.session.connection, keys)
 
     def renew_waits(self, keys: Sequence[WaitKey]) -> None:
         """Let calls keep their places in the queues of their budgets: they still wait."""
-        store.renew_waits(self._connection, keys, PLACE_LASTS)
-
-    def forget_partitions(self) -> None:
-        """Look for the oldest partition again: months were made or dropped."""
-        self._oldest_record = None
+        store.renew_waits(self.session.connection, keys, PLACE_LASTS)
 
     def _needs_of(self, calls: Sequence[Call], *, reload: bool = False) -> Needs:
         refs = [call.principal for call in calls if not isinstance(call, ExpireCall)]
-        subjects = self._directory.subjects(self._connection, refs, reload=reload)
+        subjects = self.session.directory.subjects(self.session.connection, refs, reload=reload)
         needs = Needs(subjects, {})
-        now = self.database_now()
+        now = self.session.database_now()
         unnamed = [
             call.request_id
             for call in calls
@@ -164,7 +104,7 @@ class BatchRunner:
         ]
         if unnamed:
             asked = [request_id for request_id in unnamed if request_id is not None]
-            needs.owners.update(store.tenants_of_calls(self._connection, asked))
+            needs.owners.update(store.tenants_of_calls(self.session.connection, asked))
             # Where it is this batch that makes the call, the others of the same id tell whose it can be.
             likely = {
                 subjects[call.principal].tenant_id
@@ -172,7 +112,7 @@ class BatchRunner:
                 if not isinstance(call, ExpireCall) and call.request_id in asked and not call.principal.empty
             }
             owners = {PrincipalRef.of_tenant(tenant_id) for tenant_id in (*needs.owners.values(), *likely)}
-            subjects.update(self._directory.subjects(self._connection, owners, reload=reload))
+            subjects.update(self.session.directory.subjects(self.session.connection, owners, reload=reload))
         for index, call in enumerate(calls):
             if isinstance(call, ExpireCall):
                 tenant_id, request_id = call.tenant_id, call.request_id
@@ -184,7 +124,11 @@ class BatchRunner:
             needs.tenants.add(tenant_id)
             needs.held.add(request_id)
             if not isinstance(call, CheckCall):
-                self._open_legs.need(needs, (tenant_id, request_id))
+                hold = self.session.memory.hold((tenant_id, request_id))
+                if hold is None:
+                    needs.unknown_legs.add(request_id)
+                else:
+                    needs.balances.update(leg.key for leg in hold.legs)
             needs.calls.add((tenant_id, request_id))
             if isinstance(call, CheckCall):
                 self._needs_of_check(call, subjects[call.principal], now, needs)
@@ -215,7 +159,7 @@ class BatchRunner:
         rows = list(periods)
         if not rows:
             return
-        ledger.make_balances(self._connection, rows)
+        ledger.make_balances(self.session.connection, rows)
         if len(self._known_balances) > MAX_KNOWN_BALANCES:
             self._known_balances.clear()
         self._known_balances.update(key for key, _, _ in rows)
@@ -226,7 +170,7 @@ class BatchRunner:
             made = ids.time_of_uuid7(call.request_id) if call.request_id else None
             if call.request_id is None or made is None or made > now + rules.FARTHEST_AHEAD:
                 return store.odd_request_id(
-                    self._connection, tenant_id, call.given_id, ids.uuid7_at(now), now
+                    self.session.connection, tenant_id, call.given_id, ids.uuid7_at(now), now
                 )
             return call.request_id
         return call.request_id
@@ -237,7 +181,7 @@ class BatchRunner:
         missing = MissingRowsError()
         for index, call in enumerate(calls):
             try:
-                results.append(self._evaluate(call, needs.request_ids[index], context))
+                results.append(evaluate(call, needs.request_ids[index], context))
             except MissingRowsError as error:
                 # The others say too what they miss: one more round is enough for all of them.
                 missing.balances |= error.balances
@@ -247,51 +191,18 @@ class BatchRunner:
                 (key, *context.periods[key]) for key in missing.balances if key in context.periods
             ]
             raise missing
-        write(self._pipeline, context)
-        self._open_legs.learn(context.books)
-        self._history.add(
-            (tenant_id, record.attribution.api_key_id, record.model, record.cost.total_nanos)
-            for (tenant_id, _), records in context.books.records.items()
-            for record in records
-            if record.source is Source.DEDUCT and record.revision == 0 and record.items
-        )
-        expired = [
-            record
-            for records in context.books.records.values()
-            for record in records
-            if record.source is Source.EXPIRY
-        ]
-        return Outcome(results, context.books.fired, expired, bool(context.books.gone_holds))
-
-    def _evaluate(self, call: Call, request_id: UUID, context: BatchContext) -> Result:
-        """Evaluate one call; a BursarError of its own is its answer. Nothing is changed before one is raised."""
-        try:
-            if isinstance(call, CheckCall):
-                return evaluate_check(call, context)
-            if isinstance(call, DeductCall):
-                self._check_age(request_id, context)
-                return evaluate_deduct(call, request_id, context)
-            if isinstance(call, ReleaseCall):
-                return evaluate_release(call, context)
-            return evaluate_expiry(call, context)
-        except BursarError as error:
-            return error
-
-    def _check_age(self, request_id: UUID, context: BatchContext) -> None:
-        made = ids.time_of_uuid7(request_id)
-        if made is None or made < context.oldest_record:
-            raise BursarError(
-                Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
-            )
+        write(self.session.pipeline, context)
+        self.session.memory.learn(context.books)
+        return self.session.committed(results, context)
 
     def _locked(self, calls: Sequence[Call], needs: Needs, lock_timeout_ms: int | None) -> BatchContext:
         """Lock and read everything that the batch needs, in one round trip."""
-        connection = self._connection
-        oldest = self.oldest_record()
+        connection = self.session.connection
+        oldest = self.session.oldest_record()
         tenants = [*needs.tenants, ids.PLATFORM_TENANT_ID]
         rate_keys = self._rate_keys(calls, needs)
-        queued = holding_budgets(calls, needs)
-        send = self._pipeline.send
+        queued = holding_budgets(calls, needs.subjects)
+        send = self.session.pipeline.send
         send("BEGIN")
         if lock_timeout_ms is not None:
             send(store.SET_LOCK_TIMEOUT, f"{lock_timeout_ms}ms")
@@ -304,7 +215,7 @@ class BatchRunner:
         )
         of_rates = send(store.LOCK_RATES, *columns_of(rate_keys, 2), times(rate_keys)) if rate_keys else None
         of_waits = send(store.READ_WAITS, *columns_of(queued, 2)) if queued else None
-        self._pipeline.run()
+        self.session.pipeline.run()
         version_rows = of_versions.rows()
         locked = fetch()
         rate_rows = of_rates.rows() if of_rates else []
@@ -313,9 +224,9 @@ class BatchRunner:
             waits.queues.setdefault(budget_id, []).append((since, request_id))
         versions = {row[0]: row[1] for row in version_rows}
         now: datetime = version_rows[0][2]
-        self._database_time = (now, self._clock.monotonic())
+        self.session.note_time(now)
         self._refuse_stale(needs, versions)
-        budget_of = self._directory.budgets(connection, {key[:2] for key in locked.balances}, versions)
+        budget_of = self.session.directory.budgets(connection, {key[:2] for key in locked.balances}, versions)
         stored = {(row[0], row[1], row[2]): row[3] for row in rate_rows}
 
         found: dict[tuple[UUID, str, str, str, datetime, bool], Price | None] = {}
@@ -326,12 +237,12 @@ class BatchRunner:
             # The calls of a batch were checked in a few batches before: most of them ask for the same.
             asked = (tenant_id, provider, model, tier, at, reported)
             if asked not in found:
-                found[asked] = self._directory.price(connection, versions, *asked)
+                found[asked] = self.session.directory.price(connection, versions, *asked)
             return found[asked]
 
         return BatchContext(
             now,
-            self._policy,
+            self.session.policy,
             ledger.books_of(locked, now, budget_of),
             needs.subjects,
             Rates(dict(stored), frozenset(stored)),
@@ -344,12 +255,12 @@ class BatchRunner:
 
     def _usual_nanos(self, tenant_id: UUID, api_key_id: UUID | None, model: str) -> int | None:
         """Return what such calls usually cost; a tenant's recent ones are read when it is first asked about."""
-        if not self._history.knows(tenant_id):
-            self._history.add(store.recent_costs(self._connection, tenant_id, RECENT_CALLS))
-        return self._history.expected_nanos(tenant_id, api_key_id, model)
+        if not self.session.history.knows(tenant_id):
+            self.session.history.add(store.recent_costs(self.session.connection, tenant_id, RECENT_CALLS))
+        return self.session.history.expected_nanos(tenant_id, api_key_id, model)
 
     def _rate_keys(self, calls: Sequence[Call], needs: Needs) -> list[store.RateKey]:
-        window = rules.minute_of(self.database_now())
+        window = rules.minute_of(self.session.database_now())
         limited = {
             (subject.tenant_id, subject.user_id, minute)
             for call in calls

@@ -14,6 +14,7 @@ from bursar_server.budgets.model import Budget, ScopeKind
 from bursar_server.db.lane import LaneConnection
 from bursar_server.kit import ids
 from bursar_server.metering import store
+from bursar_server.metering.memory import NotRememberedError
 from bursar_server.metering.model import PrincipalRef, Problem, Subject
 from bursar_server.pricing.model import Price
 from bursar_server.pricing.rules import PriceIndex
@@ -58,6 +59,20 @@ class Directory:
                 self._subjects.popitem(last=False)
         return {ref: unknown.get(ref) or self._subjects[ref] for ref in wanted}
 
+    def remembered(self, refs: Iterable[PrincipalRef]) -> dict[PrincipalRef, Subject]:
+        """Return the principals that the references name; raises NotRememberedError unless all are remembered."""
+        try:
+            return {ref: self._subjects[ref] for ref in refs}
+        except KeyError as error:
+            raise NotRememberedError from error
+
+    def remembered_budget(self, budget_id: UUID, versions: Mapping[UUID, int]) -> Budget:
+        """Return a budget's definition; raises NotRememberedError unless it is remembered at these versions."""
+        entry = self._budgets.get(budget_id)
+        if entry is None or entry[1] != versions.get(entry[0].tenant_id):
+            raise NotRememberedError
+        return entry[0]
+
     def tenant_of(self, ref: PrincipalRef) -> UUID | None:
         """Return the tenant of a principal that is remembered."""
         subject = self._subjects.get(ref)
@@ -96,7 +111,7 @@ class Directory:
 
     def price(
         self,
-        connection: LaneConnection,
+        connection: LaneConnection | None,
         versions: Mapping[UUID, int],
         tenant_id: UUID,
         provider: str,
@@ -105,7 +120,10 @@ class Directory:
         at: datetime,
         reported: bool,
     ) -> Price | None:
-        """Return the price in effect: the tenant's row, then the platform's, then the catalogue's (S15)."""
+        """Return the price in effect: the tenant's row, then the platform's, then the catalogue's (S15).
+
+        Without a connection it raises NotRememberedError where the prices are not remembered at these versions.
+        """
         for owner in (tenant_id, ids.PLATFORM_TENANT_ID):
             price = self._price_list(connection, owner, versions.get(owner, -1)).pick(
                 provider, model, service_tier, at, reported
@@ -114,9 +132,11 @@ class Directory:
                 return price
         return None
 
-    def _price_list(self, connection: LaneConnection, owner: UUID, version: int) -> PriceIndex:
+    def _price_list(self, connection: LaneConnection | None, owner: UUID, version: int) -> PriceIndex:
         entry = self._prices.get(owner)
         if entry is None or entry[1] != version:
+            if connection is None:
+                raise NotRememberedError
             entry = (PriceIndex(store.prices_of(connection, owner)), version)
             self._prices[owner] = entry
             while len(self._prices) > MAX_PRICE_LISTS:

@@ -29,6 +29,10 @@ class CostHistory:
         self._tenants.add(tenant_id)
         return False
 
+    def has_read(self, tenant_id: UUID) -> bool:
+        """Whether the tenant's recent calls were read."""
+        return tenant_id in self._tenants
+
     def add(self, calls: Iterable[tuple[UUID, UUID | None, str, int]]) -> None:
         """Remember what calls cost: tenant, key, model and nanos, in the order they were made."""
         for tenant_id, api_key_id, model, nanos in calls:

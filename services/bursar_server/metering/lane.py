@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-import queue
+import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,15 +20,23 @@ from bursar_server.db.lane import (
 )
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
-from bursar_server.metering.batch import BatchRunner, Outcome
+from bursar_server.metering.ahead import AheadRunner
+from bursar_server.metering.batch import BatchRunner
 from bursar_server.metering.directory import Directory
+from bursar_server.metering.evaluation import Outcome
 from bursar_server.metering.history import CostHistory
+from bursar_server.metering.inbox import Inbox
 from bursar_server.metering.model import Answer, Call, CheckCall, ExpireCall, Policy
-from bursar_server.metering.tickets import LockedOut, Ticket, WaitingRoom
+from bursar_server.metering.session import Session
+from bursar_server.metering.tickets import LockedOut, Ticket, WaitingRoom, answer_all, deliver, settle
 
 MAX_BATCH = 256
-MAX_WAITING = 20_000
 MAX_REPEATS = 8
+# How many batches are sent before the first is committed, and how many calls each has at most: the larger they are, the
+# less of one is evaluated while the database writes the other. Fewer are not worth a batch of their own.
+MAX_UNDER_WAY = 2
+MAX_AHEAD = 32
+FEWEST_AHEAD = 8
 # How long a batch goes on trying while the database does not answer; then its calls are told so.
 PATIENCE_S = 4.0
 # How long calls whose rows were found locked wait for them each time that they are tried again.
@@ -35,7 +44,7 @@ LOCKED_TIMEOUT_MS = 50
 
 logger = logging.getLogger(__name__)
 
-Task = Callable[[LaneConnection, BatchRunner], Any]
+Task = Callable[[Session], Any]
 """Something small that a lane does between batches, on its own connection."""
 
 
@@ -61,12 +70,13 @@ class Lane:
         self._policy = policy
         self._clock = clock
         self._on_batch = on_batch
-        self._waiting: queue.SimpleQueue[Ticket | _Chore | None] = queue.SimpleQueue()
+        self._inbox: Inbox[Ticket | _Chore] = Inbox()
         self._directory = Directory()
         self._history = CostHistory()
-        self._connection: LaneConnection | None = None
         self._runner: BatchRunner | None = None
-        self._stopping = False
+        self._ahead: AheadRunner | None = None
+        # Batches that are sent and not committed yet, in the order they were sent.
+        self._under_way: deque[list[Ticket]] = deque()
         self._room = WaitingRoom()
         self._locked = LockedOut()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -74,7 +84,7 @@ class Lane:
     @property
     def depth(self) -> int:
         """How many calls wait."""
-        return self._waiting.qsize()
+        return len(self._inbox)
 
     @property
     def alive(self) -> bool:
@@ -93,60 +103,75 @@ class Lane:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._put(Ticket(call, future, loop))
+        self._inbox.put(Ticket(call, future, loop))
         return future
 
     async def perform(self, task: Task) -> Any:
         """Do something small on the lane's connection, between batches."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._put(_Chore(task, future, loop))
+        self._inbox.put(_Chore(task, future, loop))
         return await future
-
-    def _put(self, entry: Ticket | _Chore) -> None:
-        if self._stopping:
-            raise BursarError(Reason.SHUTTING_DOWN, "the control plane is stopping")
-        if self._waiting.qsize() >= MAX_WAITING:
-            raise BursarError(Reason.OVERLOADED, "too many calls are waiting")
-        self._waiting.put(entry)
 
     def stop(self) -> None:
         """Finish what was accepted, then end the thread and close the connection."""
-        self._stopping = True
-        self._waiting.put(None)
+        self._inbox.close()
         self._thread.join(timeout=30)
+        if not self._thread.is_alive():
+            self._inbox.free()
 
     def _work(self) -> None:
         running = True
         while running:
+            if self._room or self._locked:
+                self._land()
             again = self._due_waiters()
             locked = self._locked.take_due(self._clock.monotonic(), MAX_BATCH)
-            entries = self._collect(MAX_BATCH - len(again), wait=not (again or locked))
+            calls, answered = self._sleep(wait=not (again or locked))
+            if answered:
+                self._land(but=len(self._under_way) - 1)
+            entries = self._collect(MAX_BATCH - len(again)) if calls else []
             running = None not in entries
-            self._serve(again + [entry for entry in entries if isinstance(entry, Ticket)])
+            tickets = again + [entry for entry in entries if isinstance(entry, Ticket)]
+            if tickets:
+                self._serve(tickets)
             if locked:
                 self._run(locked, aside=True)
             for entry in entries:
                 if isinstance(entry, _Chore):
+                    self._land()
                     self._do(entry)
-        _deliver([(ticket, ticket.waiting.answer) for ticket in self._room.take_all() if ticket.waiting])
-        _answer_all(self._locked.take_all(), _unavailable("the rows are locked by somebody else; try again"))
+        self._land()
+        deliver([(ticket, ticket.waiting.answer) for ticket in self._room.take_all() if ticket.waiting])
+        answer_all(self._locked.take_all(), _unavailable("the rows are locked by somebody else; try again"))
         self._drop_connection()
 
-    def _collect(self, most: int, *, wait: bool) -> list[Ticket | _Chore | None]:
-        """Return what is queued; with `wait`, block for the first one, but no longer than those set aside can wait."""
-        entries: list[Ticket | _Chore | None] = []
+    def _sleep(self, *, wait: bool) -> tuple[bool, bool]:
+        """Return whether calls have come in, and whether a batch that is under way is answered.
+
+        With `wait` it sleeps until one of them is so, but no longer than those set aside can wait.
+        """
+        poll = select.poll()
+        if len(self._under_way) < MAX_UNDER_WAY:
+            poll.register(self._inbox.file, select.POLLIN)
+        if self._ahead is not None and self._under_way:
+            if self._ahead.due():
+                return False, True
+            poll.register(self._ahead.file, select.POLLIN)
         now = self._clock.monotonic()
         ends = [self._room.seconds_to_look(now)] if self._room else []
         ends += [self._locked.seconds_to_try(now)] if self._locked else []
-        with suppress(queue.Empty):
-            if wait and not ends:
-                entries.append(self._waiting.get())
-            elif wait and min(ends) > 0:
-                entries.append(self._waiting.get(timeout=min(ends)))
-            while len(entries) < most:
-                entries.append(self._waiting.get_nowait())
-        return entries
+        timeout_s = (min(ends) if ends else None) if wait else 0.0
+        files = {file for file, _ in poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1_000)}
+        return self._inbox.file in files, bool(files - {self._inbox.file})
+
+    def _collect(self, most: int) -> list[Ticket | _Chore | None]:
+        """Return what has come in; where batches can be under way together, no more than keeps them apart."""
+        if self._ahead is not None and self._ahead.usable and not (self._room or self._locked):
+            # All at once, everybody would wait for one batch, and nothing be evaluated meanwhile.
+            half = -(-len(self._inbox) // 2)
+            most = min(most, MAX_AHEAD if self._under_way else min(MAX_AHEAD, max(FEWEST_AHEAD, half)))
+        return self._inbox.take(most)
 
     def _due_waiters(self) -> list[Ticket]:
         """Answer those that have waited long enough, and return those to decide again."""
@@ -154,7 +179,7 @@ class Lane:
         over = self._room.take_over(now)
         if over:
             self._leave_waits(over)
-            _deliver([(ticket, ticket.waiting.answer) for ticket in over if ticket.waiting])
+            deliver([(ticket, ticket.waiting.answer) for ticket in over if ticket.waiting])
         renew = self._room.take_renewals(now)
         if renew:
             with suppress(DatabaseError, BursarError):
@@ -187,23 +212,63 @@ class Lane:
                 else:
                     free.append(ticket)
             tickets = free
-        self._run(tickets)
+        if not self._launch(tickets):
+            self._land()
+            self._run(tickets)
+
+    def _launch(self, tickets: list[Ticket]) -> bool:
+        """Send a batch before the one that was sent last is committed; False where it has to be run by itself."""
+        if self._locked or self._ahead is None or self._late(tickets):
+            return False
+        try:
+            if not self._ahead.launch([ticket.call for ticket in tickets]):
+                return False
+        except Exception:
+            # Whatever it is, it comes again where it can be told apart.
+            self._land()
+            self._drop_connection()
+            return False
+        self._under_way.append(tickets)
+        return True
+
+    def _land(self, but: int = 0) -> None:
+        """Wait until the batches that are under way are committed, all but so many; what failed is run again."""
+        again: list[list[Ticket]] = []
+        while len(self._under_way) > (0 if again else but):
+            tickets = self._under_way.popleft()
+            try:
+                outcome = self._ahead.land() if self._ahead else None
+            except Exception:
+                self._drop_connection()
+                outcome = None
+            if outcome is None:
+                again.append(tickets)
+            else:
+                self._finish(tickets, outcome)
+        for tickets in again:
+            self._run(tickets)
+
+    def _late(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Return the Checks that come too late for their callers."""
+        now = self._clock.monotonic()
+        return [
+            ticket
+            for ticket in tickets
+            if isinstance(ticket.call, CheckCall)
+            and (
+                (ticket.call.deadline is not None and ticket.call.deadline < now) or ticket.future.cancelled()
+            )
+        ]
 
     def _in_time(self, tickets: list[Ticket]) -> list[Ticket]:
         """Return the calls whose answer is of use; a Check that comes too late for its caller leaves no hold."""
-        now = self._clock.monotonic()
-        useful: list[Ticket] = []
-        late: list[Ticket] = []
-        for ticket in tickets:
-            call = ticket.call
-            too_late = isinstance(call, CheckCall) and (
-                (call.deadline is not None and call.deadline < now) or ticket.future.cancelled()
-            )
-            (late if too_late else useful).append(ticket)
-        if late:
-            self._leave_waits(late)
-            _answer_all(late, BursarError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the Check"))
-        return useful
+        late = self._late(tickets)
+        if not late:
+            return tickets
+        self._leave_waits(late)
+        answer_all(late, BursarError(Reason.DEADLINE_EXCEEDED, "the deadline passed before the Check"))
+        gone = {id(ticket) for ticket in late}
+        return [ticket for ticket in tickets if id(ticket) not in gone]
 
     def _run(self, tickets: list[Ticket], *, aside: bool = False) -> None:
         """Run some calls in one transaction; where the database refuses, halve them down to the one that is bad.
@@ -218,7 +283,7 @@ class Lane:
             try:
                 outcome = self._runner_now().run(calls, lock_timeout_ms)
             except BursarError as error:
-                _answer_all(tickets, error)
+                answer_all(tickets, error)
                 return
             except LOCKED_ERROR:
                 self._drop_connection()
@@ -236,7 +301,7 @@ class Lane:
                 self._drop_connection()
                 if self._clock.monotonic() - started > PATIENCE_S:
                     logger.warning("database unavailable: %s", type(error).__name__)
-                    _answer_all(tickets, _unavailable("the database does not answer; try again"))
+                    answer_all(tickets, _unavailable("the database does not answer; try again"))
                     return
                 time.sleep(min(0.5, 0.05 * (1 + repeats)))
                 repeats += 1
@@ -245,11 +310,15 @@ class Lane:
                 self._drop_connection()
                 self._split(tickets, error)
                 return
-            self._tell(outcome, len(tickets))
-            if outcome.freed:
-                self._room.look_now()
-            _deliver(self._room.keep(tickets, outcome.results, self._clock.monotonic()))
+            self._finish(tickets, outcome)
             return
+
+    def _finish(self, tickets: list[Ticket], outcome: Outcome) -> None:
+        """Answer the calls of a committed batch; those that have to wait are kept."""
+        self._tell(outcome, len(tickets))
+        if outcome.freed:
+            self._room.look_now()
+        deliver(self._room.keep(tickets, outcome.results, self._clock.monotonic()))
 
     def _tell(self, outcome: Outcome, size: int) -> None:
         """Tell who watches what was committed; that it fails changes nothing for the calls."""
@@ -266,7 +335,7 @@ class Lane:
         if len(tenants) == 1:
             [tenant] = tenants
             given_up = self._locked.put(tenant, tickets, self._clock.monotonic())
-            _answer_all(given_up, _unavailable("the rows are locked by somebody else; try again"))
+            answer_all(given_up, _unavailable("the rows are locked by somebody else; try again"))
             return
         for of_one in tenants.values():
             self._run(of_one, aside=True)
@@ -282,67 +351,35 @@ class Lane:
         else:
             logger.error("a call could not be recorded", exc_info=error)
             failure = BursarError(Reason.INTERNAL, "this call could not be recorded")
-        _answer_all(tickets, failure)
+        answer_all(tickets, failure)
 
     def _runner_now(self) -> BatchRunner:
         if self._runner is None:
-            self._connection = self._connect()
-            self._runner = BatchRunner(
-                self._connection, self._directory, self._history, self._policy, self._clock
-            )
+            session = Session(self._connect(), self._directory, self._history, self._policy, self._clock)
+            self._runner = BatchRunner(session)
+            self._ahead = AheadRunner(session)
         return self._runner
 
     def _drop_connection(self) -> None:
-        connection, self._connection, self._runner = self._connection, None, None
-        if connection is not None:
+        runner, self._runner, self._ahead = self._runner, None, None
+        if runner is not None:
             with suppress(DatabaseError):
-                connection.close()
+                runner.session.connection.close()
 
     def _do(self, chore: _Chore) -> None:
         try:
-            runner = self._runner_now()
-            assert self._connection is not None  # noqa: S101  (made together with the runner)
-            result = chore.task(self._connection, runner)
+            result = chore.task(self._runner_now().session)
         except BursarError as error:
-            _settle(chore.loop, chore.future, error)
+            settle(chore.loop, chore.future, error)
         except DatabaseError:
             self._drop_connection()
-            _settle(chore.loop, chore.future, _unavailable("the database does not answer; try again"))
+            settle(chore.loop, chore.future, _unavailable("the database does not answer; try again"))
         except Exception as error:
             logger.exception("a lane's chore failed")
-            _settle(chore.loop, chore.future, BursarError(Reason.INTERNAL, type(error).__name__))
+            settle(chore.loop, chore.future, BursarError(Reason.INTERNAL, type(error).__name__))
         else:
-            _settle(chore.loop, chore.future, result)
+            settle(chore.loop, chore.future, result)
 
 
 def _unavailable(message: str) -> BursarError:
     return BursarError(Reason.DATABASE_UNAVAILABLE, message)
-
-
-def _answer_all(tickets: Sequence[Ticket], error: BursarError) -> None:
-    _deliver([(ticket, error) for ticket in tickets])
-
-
-def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", result: object) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(_set, [(future, result)])
-
-
-def _deliver(answers: list[tuple[Ticket, object]]) -> None:
-    """Hand answers to the loops that wait for them, with one wake-up for each loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], object]]] = {}
-    for ticket, answer in answers:
-        by_loop.setdefault(ticket.loop, []).append((ticket.future, answer))
-    for loop, pairs in by_loop.items():
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_set, pairs)
-
-
-def _set(pairs: list[tuple["asyncio.Future[Any]", object]]) -> None:
-    for future, answer in pairs:
-        if future.done():
-            continue
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)

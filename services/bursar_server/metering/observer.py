@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bursar_server.kit.errors import BursarError
 from bursar_server.ledger.model import Record
-from bursar_server.metering.batch import Outcome
+from bursar_server.metering.evaluation import Outcome
 from bursar_server.metering.model import CheckAnswer, DeductAnswer
 from bursar_server.notify.service import NotifyService
 from bursar_server.telemetry import MeteredCall, Telemetry

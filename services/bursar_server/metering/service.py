@@ -7,11 +7,9 @@ from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
-from bursar_server.db.lane import LaneConnection
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError
 from bursar_server.metering import store
-from bursar_server.metering.batch import BatchRunner
 from bursar_server.metering.lane import Lane
 from bursar_server.metering.model import (
     Answer,
@@ -26,6 +24,7 @@ from bursar_server.metering.model import (
     ReleaseAnswer,
     ReleaseCall,
 )
+from bursar_server.metering.session import Session
 
 SWEEP_INTERVAL_S = 1.0
 SWEEP_LIMIT = 1_000
@@ -140,8 +139,8 @@ class MeteringService:
         tenants = sorted(tenant_ids) if tenant_ids is not None else None
         lease_ms = self._policy.hold_lease_ms
 
-        def task(connection: LaneConnection, _: BatchRunner) -> tuple[datetime, set[UUID]]:
-            return store.renew_holds(connection, request_ids, tenants, lease_ms)
+        def task(session: Session) -> tuple[datetime, set[UUID]]:
+            return store.renew_holds(session.connection, request_ids, tenants, lease_ms)
 
         expire_time, renewed = await self._lanes[0].perform(task)
         return expire_time, [request_id for request_id in request_ids if request_id not in renewed]
@@ -161,7 +160,7 @@ class MeteringService:
     async def sweep_once(self) -> int:
         """Settle the calls whose lease has ended by now; return how many there were."""
         expired = await self._lanes[0].perform(
-            lambda connection, _: store.expired_holds(connection, SWEEP_LIMIT)
+            lambda session: store.expired_holds(session.connection, SWEEP_LIMIT)
         )
         calls = [ExpireCall(tenant_id, request_id) for tenant_id, request_id in expired]
         results = await asyncio.gather(*(self._submit(call) for call in calls), return_exceptions=True)
@@ -174,7 +173,7 @@ class MeteringService:
         await asyncio.sleep(seconds)
 
 
-def _tidy(connection: LaneConnection, runner: BatchRunner) -> None:
-    store.purge_rate_windows(connection)
-    store.purge_waits(connection)
-    runner.forget_partitions()
+def _tidy(session: Session) -> None:
+    store.purge_rate_windows(session.connection)
+    store.purge_waits(session.connection)
+    session.forget_partitions()

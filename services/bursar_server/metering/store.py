@@ -35,6 +35,16 @@ LOCK_TENANTS = (
 READ_VERSIONS = (
     "SELECT tenant_id, version, clock_timestamp() FROM config_versions WHERE tenant_id = ANY(%s::uuid[])"
 )
+# These fail with a division by zero unless what a batch took for granted is so: see `ahead`.
+CONFIRM_VERSIONS = """
+SELECT clock_timestamp(),
+    1 / (count(*) = %s::bigint AND abs(extract(epoch FROM clock_timestamp() - %s::timestamptz)) < 1)::int
+FROM unnest(%s::uuid[], %s::bigint[]) AS k(t, v) JOIN config_versions c ON c.tenant_id = k.t AND c.version = k.v"""
+CONFIRM_NO_WAITS = """
+SELECT 1 / (NOT EXISTS (
+    SELECT FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, b)
+        JOIN check_waits w ON w.tenant_id = k.t AND w.budget_id = k.b
+    WHERE w.expire_time > clock_timestamp()))::int"""
 LOCK_RATES = """
 SELECT r.tenant_id, r.user_id, r.window_start, r.requests
 FROM unnest(%s::uuid[], %s::uuid[], %s::timestamptz[]) AS k(t, u, w)

@@ -3,10 +3,13 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
+from bursar_server.kit.errors import BursarError
 from bursar_server.metering.model import Answer, Call, CheckCall, Waiting
 from bursar_server.metering.waits import WaitKey
 
@@ -197,3 +200,34 @@ class LockedOut:
         self._by_tenant.clear()
         self._again_at.clear()
         return everybody
+
+
+def answer_all(tickets: Sequence[Ticket], error: BursarError) -> None:
+    """Answer calls with the same error."""
+    deliver([(ticket, error) for ticket in tickets])
+
+
+def settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", result: object) -> None:
+    """Hand one result to the loop that waits for it."""
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_set, [(future, result)])
+
+
+def deliver(answers: list[tuple[Ticket, object]]) -> None:
+    """Hand answers to the loops that wait for them, with one wake-up for each loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], object]]] = {}
+    for ticket, answer in answers:
+        by_loop.setdefault(ticket.loop, []).append((ticket.future, answer))
+    for loop, pairs in by_loop.items():
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_set, pairs)
+
+
+def _set(pairs: list[tuple["asyncio.Future[Any]", object]]) -> None:
+    for future, answer in pairs:
+        if future.done():
+            continue
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
