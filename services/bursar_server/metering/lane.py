@@ -36,7 +36,7 @@ MAX_REPEATS = 8
 # less of one is evaluated while the database writes the other. Fewer are not worth a batch of their own.
 MAX_UNDER_WAY = 2
 MAX_AHEAD = 32
-FEWEST_AHEAD = 8
+FEWEST_AHEAD = 16
 # How long a batch goes on trying while the database does not answer; then its calls are told so.
 PATIENCE_S = 4.0
 # How long calls whose rows were found locked wait for them each time that they are tried again.
