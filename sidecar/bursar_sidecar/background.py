@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bursar.v1.metering_service_pb2 import DeductResponse
@@ -74,13 +74,13 @@ class _Kept:
         outcome = known.outcome if self.broken else ended.outcome
         if ended.estimated or (self.broken and not ended.items):
             cost = ended.provider_cost_usd or known.provider_cost_usd
-            return replace(known, outcome=outcome, provider_cost_usd=cost)
+            return known._replace(outcome=outcome, provider_cost_usd=cost)
         main = known.items[0]
         items = tuple(
-            replace(item, model=item.model or main.model, service_tier=item.service_tier or main.service_tier)
+            item._replace(model=item.model or main.model, service_tier=item.service_tier or main.service_tier)
             for item in ended.items
         )
-        return replace(ended, items=items, outcome=outcome)
+        return ended._replace(items=items, outcome=outcome)
 
 
 class Background:

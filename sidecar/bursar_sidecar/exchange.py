@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import io
 import logging
 from collections.abc import Mapping
@@ -175,7 +174,7 @@ class Exchange:
             return denial.upstream_unreachable(forward.upstream)
         self.watch.progress()
         if len(body) > _KEPT_BODY_MAX_BYTES:
-            forward.asked = dataclasses.replace(forward.asked, body=b"")  # streams can last, and be many
+            forward.asked = forward.asked._replace(body=b"")  # streams can last, and be many
         return None
 
     async def _unanswered(self) -> Problem:

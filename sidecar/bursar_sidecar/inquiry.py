@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -82,7 +82,7 @@ def inquiry_about(forward: Forward, metered: Metered, headers: Mapping[str, str]
     for name in _OF_THE_CALL:
         kept.popall(name, None)
     kept[_ACCEPT] = "application/json"
-    asked = replace(forward.asked, body=b"", stream=False, usage_inserted=False)
+    asked = forward.asked._replace(body=b"", stream=False, usage_inserted=False)
     url = f"{forward.origin}{path}{'?' if query else ''}{query}"
     return Inquiry(answer_id, forward.origin, url, kept, forward.signer, later, asked)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -133,7 +132,7 @@ def test_a_chat_request_counts_as_openai_bills_it() -> None:
 )
 def test_a_request_that_is_not_all_text_keeps_the_estimate_of_its_check(odd: bytes) -> None:
     assert asked_tokens(("gpt-4o",), odd) is None
-    metered = settle(replace(CALL, body=odd), 200, Findings(model="gpt-4o"), False, None)
+    metered = settle(CALL._replace(body=odd), 200, Findings(model="gpt-4o"), False, None)
     assert metered.estimated
     assert metered.items[0].usage.input_tokens == CALL.input_tokens_estimate
 
@@ -188,7 +187,7 @@ def test_a_long_answer_is_kept_in_bounds() -> None:
 def test_an_estimate_never_passes_the_requests_own_limit() -> None:
     found = Findings(model="gpt-4o")
     found.say(PROSE * 10)
-    metered = settle(replace(CALL, max_output_tokens=5), 200, found, False, None)
+    metered = settle(CALL._replace(max_output_tokens=5), 200, found, False, None)
     assert metered.items[0].usage.output_tokens == 5
 
 

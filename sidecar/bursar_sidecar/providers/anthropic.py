@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import replace
 
 import orjson
 
@@ -206,7 +205,7 @@ class Anthropic:
         thinking = part((document(call.body) or {}).get("thinking"))
         if tokens <= count(thinking.get("budget_tokens")):
             return None
-        return replace(call, body=lowered(call.body, ("max_tokens",), tokens), max_output_tokens=tokens)
+        return call._replace(body=lowered(call.body, ("max_tokens",), tokens), max_output_tokens=tokens)
 
     def reader(
         self,

@@ -16,6 +16,9 @@ from typing import NamedTuple, Protocol
 #: Names that `dialect_named` knows.
 DIALECTS: tuple[str, ...] = ("openai", "anthropic", "gemini", "vertex", "bedrock", "cohere", "ollama")
 
+#: A request whose body has no tags.
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
+
 #: The most that is held back of a JSON answer, and the most kept of any one event (contract: 1 MiB; own bound: 16 MiB).
 HELD_MAX_BYTES = 1 << 20
 EVENT_MAX_BYTES = 16 << 20
@@ -51,8 +54,7 @@ class Usage(NamedTuple):
     requests: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class UsageItem:
+class UsageItem(NamedTuple):
     """What one model consumed in one service tier ("" when the provider names none)."""
 
     model: str
@@ -60,8 +62,7 @@ class UsageItem:
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Metered:
+class Metered(NamedTuple):
     """What an answer, as far as it has come, says it consumed.
 
     `items` is empty where no usage is known. `provider_cost_usd` is the provider's own figure, the decimal text as it
@@ -78,8 +79,7 @@ class Metered:
     ended: Metered | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ApiCall:
+class ApiCall(NamedTuple):
     """What a request asks of the provider.
 
     `metered`: an answer is expected to carry usage (generation, embeddings); any other path is a call without usage.
@@ -94,7 +94,7 @@ class ApiCall:
     stream: bool
     input_tokens_estimate: int
     max_output_tokens: int | None
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = NO_TAGS
     user: str | None = None
     body: bytes = b""
     usage_inserted: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from urllib.parse import unquote
 
 import orjson
@@ -95,7 +94,7 @@ class Bedrock:
             body = lowered(call.body, ("maxTokens",), tokens, ("inferenceConfig",))
         else:
             body = lowered(call.body, ("max_tokens",), tokens)
-        return replace(call, body=body, max_output_tokens=tokens)
+        return call._replace(body=body, max_output_tokens=tokens)
 
     def reader(
         self, call: ApiCall, status: int, content_type: str, headers: Mapping[str, str] = NO_HEADERS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 import orjson
 
@@ -134,7 +133,7 @@ class Cohere:
         thinking = part((document(call.body) or {}).get("thinking"))
         if tokens <= count(thinking.get("token_budget")):
             return None
-        return replace(call, body=lowered(call.body, ("max_tokens",), tokens), max_output_tokens=tokens)
+        return call._replace(body=lowered(call.body, ("max_tokens",), tokens), max_output_tokens=tokens)
 
     def reader(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from urllib.parse import unquote
 
@@ -108,7 +107,7 @@ class Gemini:
         if limit < 1:
             return None
         body = lowered(call.body, _LIMITS, limit, _CONFIGS)
-        return replace(call, body=body, max_output_tokens=limit * candidates)
+        return call._replace(body=body, max_output_tokens=limit * candidates)
 
     def reader(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import orjson
 
@@ -130,7 +129,7 @@ class Ollama:
     def with_output_limit(self, call: ApiCall, tokens: int) -> ApiCall | None:
         """Return `call` with a lower limit."""
         body = lowered(call.body, ("num_predict",), tokens, ("options",))
-        return replace(call, body=body, max_output_tokens=tokens)
+        return call._replace(body=body, max_output_tokens=tokens)
 
     def reader(
         self,

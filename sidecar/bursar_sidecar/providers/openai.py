@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import orjson
@@ -130,7 +129,7 @@ class OpenAI:
         if limit < 1:
             return None
         body = lowered(call.body, _LIMITS[call.api], limit)
-        return replace(call, body=body, max_output_tokens=limit * choices)
+        return call._replace(body=body, max_output_tokens=limit * choices)
 
     def reader(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 
 import orjson
@@ -30,11 +30,16 @@ def document(data: bytes) -> Document | None:
     """
     if b'"cost' in data or b'_cost"' in data:
         found = exact_value(data)
-    else:
-        try:
-            found = orjson.loads(data)
-        except ValueError:
-            found = exact_value(data)  # NaN or a lone surrogate, which orjson refuses and some APIs send
+        return found if isinstance(found, dict) else None
+    return plain_document(data)
+
+
+def plain_document(data: bytes) -> Document | None:
+    """Return the JSON object in `data`, in which nobody looks for amounts of money, or None where there is none."""
+    try:
+        found = orjson.loads(data)
+    except ValueError:
+        found = exact_value(data)  # NaN or a lone surrogate, which orjson refuses and some APIs send
     return found if isinstance(found, dict) else None
 
 
@@ -287,7 +292,7 @@ class ReadAgain:
     ) -> None:
         self._status = status
         self._work_id = call.work_id
-        self._inner = reader_for(replace(call, metered=True), status, content_type, shape, stream_reader)
+        self._inner = reader_for(call._replace(metered=True), status, content_type, shape, stream_reader)
 
     def feed(self, data: bytes) -> bytes:
         """Return what may go to the app now."""
@@ -315,4 +320,4 @@ class ReadAgain:
         nothing = Metered((), False, None, outcome or found.outcome)
         if not over or not 200 <= self._status < 300:
             return nothing
-        return replace(nothing, work_id=self._work_id, ended=found)
+        return nothing._replace(work_id=self._work_id, ended=found)

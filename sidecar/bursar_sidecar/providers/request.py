@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bursar_sidecar.providers.base import InvalidTags, token_estimate
 from bursar_sidecar.providers.json_edit import Edit, Member, applied, members, removal
-from bursar_sidecar.providers.readers import document
+from bursar_sidecar.providers.readers import plain_document
 from bursar_sidecar.usage import count
 
 #: An image, a sound or a file inside a request is taken for this many input tokens, whatever its size: what
@@ -30,7 +30,7 @@ class Request:
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-        found = document(body) if body.lstrip()[:1] == b"{" else None
+        found = plain_document(body) if body.lstrip()[:1] == b"{" else None
         self.document: Mapping[str, object] = found if found is not None else {}
         self._edits: list[Edit] = []
         self.tags = self._take_tags()

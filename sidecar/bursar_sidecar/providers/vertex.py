@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from urllib.parse import unquote
 
 from bursar_sidecar.providers.anthropic import Anthropic, messages_call
@@ -45,7 +44,7 @@ class Vertex:
         stream = verb == "streamRawPredict"
         if publisher != "anthropic":
             call = self._openai.open(method, "/chat/completions", query, headers, body)
-            return replace(call, model=model, stream=stream or call.stream)
+            return call._replace(model=model, stream=stream or call.stream)
         metered = method == "POST" and model != "count-tokens"
         return messages_call(Request(body), metered, model, stream or None)
 
