@@ -28,7 +28,6 @@ from bursar_sidecar.outbox import Outbox
 from bursar_sidecar.proxy import Proxy
 from bursar_sidecar.replay import Replayer
 from bursar_sidecar.routes import Router
-from bursar_sidecar.sending import AUTO_HEADERS, OutgoingRequest
 from bursar_sidecar.telemetry import METRICS_TYPE, Counts, Gauge, metrics_text
 from bursar_sidecar.upstreams import Upstream
 from bursar_sidecar.watch import Limits
@@ -41,6 +40,8 @@ _LINE_MAX_BYTES = 64 << 10
 _UPSTREAM_KEEPALIVE_S = 30.0
 _APP_KEEPALIVE_S = 3600.0
 _DRAIN_S = 5.0
+#: Headers that aiohttp would add where the app sent none.
+_AUTO_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 class Sidecar:
@@ -262,8 +263,7 @@ def _session(config: Config) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         requote_redirect_url=False,
-        skip_auto_headers=AUTO_HEADERS,
-        request_class=OutgoingRequest,
+        skip_auto_headers=_AUTO_HEADERS,
         max_line_size=_LINE_MAX_BYTES,
         max_field_size=_LINE_MAX_BYTES,
     )
