@@ -105,6 +105,11 @@ _IS_AS_IT_WAS = """b.tenant_id = x.tenant_id AND b.budget_id = x.budget_id AND b
 _CONFIRM_BALANCES = f"""
 SELECT 1 / (count(*) = %s::bigint)::int
 FROM json_to_recordset(%s) AS x(tenant_id uuid, budget_id uuid, period_key text, {_WAS}) JOIN balances b ON {_IS_AS_IT_WAS}"""
+# In the order that every money transaction keeps: an UPDATE of several rows takes them as they come.
+_LOCK_TAKEN_BALANCES = """
+SELECT FROM unnest(%s::uuid[], %s::uuid[], %s::text[]) AS k(t, i, p)
+    JOIN balances b ON b.tenant_id = k.t AND b.budget_id = k.i AND b.period_key = k.p
+ORDER BY b.tenant_id, b.budget_id, b.period_key FOR UPDATE OF b"""
 _UPDATE_CONFIRMED_BALANCES = f"""
 WITH done AS (UPDATE balances b SET spent_nanos = x.spent_nanos, held_nanos = x.held_nanos, spent_tokens = x.spent_tokens,
     held_tokens = x.held_tokens, shadow_denials = x.shadow_denials, alerted_pct = x.alerted_pct
@@ -163,7 +168,7 @@ def send_locks(
     """
     balance_keys, grant_keys, call_keys = list(balances), list(grants), list(calls)
     held = array_of(held_calls)
-    periods = "{" + ",".join([key[2] for key in balance_keys]) + "}"
+    periods = _texts(key[2] for key in balance_keys)
     if unknown_legs:
         legs = array_of(unknown_legs)
         of_balances = send(_LOCK_BALANCES_OF_HOLDS, *columns_of(balance_keys, 2), periods, legs)
@@ -256,7 +261,7 @@ def confirm_new(send: Send, calls: Sequence[CallKey]) -> None:
 
 
 def _send_balances(
-    send: Send, balances: Iterable[BalanceState], taken: Mapping[BalanceKey, BalanceState] | None
+    send: Send, balances: Collection[BalanceState], taken: Mapping[BalanceKey, BalanceState] | None
 ) -> None:
     """Queue what writes the balances that have changed; with `taken`, it confirms also what all of them were taken for."""
     if taken is None:
@@ -272,6 +277,9 @@ def _send_balances(
         )
     if confirm:
         send(_CONFIRM_BALANCES, str(len(confirm)), _json(confirm))
+    if len(update) > 1:
+        keys = [state.key for state in balances if state.changed]
+        send(_LOCK_TAKEN_BALANCES, *columns_of(keys, 2), _texts(key[2] for key in keys))
     if update:
         send(_UPDATE_CONFIRMED_BALANCES, _json(update), str(len(update)))
 
@@ -280,7 +288,7 @@ def send_writes(
     send: Send,
     now: datetime,
     *,
-    balances: Iterable[BalanceState],
+    balances: Collection[BalanceState],
     taken: Mapping[BalanceKey, BalanceState] | None,
     grants: Iterable[GrantState],
     new_holds: Iterable[Hold],
@@ -325,6 +333,11 @@ def send_writes(
 def _insert(send: Send, table: str, payload: list[dict[str, object]]) -> None:
     if payload:
         send(f"INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)", _json(payload))
+
+
+def _texts(period_keys: Iterable[str]) -> str:
+    """Return period keys as the text of an array; nothing in them needs quotes."""
+    return "{" + ",".join(period_keys) + "}"
 
 
 def _json(payload: list[dict[str, object]]) -> str:

@@ -56,8 +56,9 @@ class Memory:
             self._holds.popitem(last=False)
 
     def confirmed(self) -> None:
-        """Note that it was right."""
-        self._pause_s = 0.0
+        """Note that it was right: the pause is quartered, so that it still grows where most batches are refuted."""
+        if self._pause_s:
+            self._pause_s = self._pause_s / 4 if self._pause_s > FIRST_PAUSE_S / 4 else 0.0
 
     def refuted(self, books: Books, monotonic_s: float) -> None:
         """Forget what a batch was evaluated on, which was not so, and pause."""
