@@ -134,7 +134,7 @@ class Priced:
         name = NAMES.get(case["provider"], case["provider"])
         items = [
             (
-                Usage(**{unit: getattr(item.usage, unit) for unit in Usage.__slots__}),
+                Usage(**{unit: getattr(item.usage, unit) for unit in Usage._fields}),
                 catalogue().pick(name, item.model, item.service_tier, NOW),
             )
             for item in metered.items

@@ -213,8 +213,8 @@ def test_a_cost_is_the_exact_sum_rounded_once_and_its_parts_sum_to_it(
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(usages, prices), min_size=1, max_size=3), st.integers(0, 1000))
 def test_more_output_never_costs_less(items: list[tuple[Usage, Price]], more: int) -> None:
-    text_only = [(replace(u, output_audio_tokens=0, output_image_tokens=0), p) for u, p in items]
-    longer = [(replace(usage, output_tokens=usage.output_tokens + more), price) for usage, price in text_only]
+    text_only = [(u._replace(output_audio_tokens=0, output_image_tokens=0), p) for u, p in items]
+    longer = [(usage._replace(output_tokens=usage.output_tokens + more), price) for usage, price in text_only]
     assert call_cost(longer).total_nanos >= call_cost(text_only).total_nanos
 
 
@@ -225,7 +225,7 @@ def test_no_usage_within_the_bound_costs_more_than_the_bound(
 ) -> None:
     """S11: UPPER_BOUND holds the most that the call can cost, whatever is cached, whatever tier it ends in."""
     bound = upper_bound_nanos(price, usage.input_tokens + more_input, usage.output_tokens + more_output)
-    asked = replace(usage, images=0, web_searches=0, requests=1)
+    asked = usage._replace(images=0, web_searches=0, requests=1)
     assert call_cost([(asked, price)]).total_nanos <= bound
 
 

@@ -109,8 +109,7 @@ class GrantLeg(NamedTuple):
     nanos: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
+class Attribution(NamedTuple):
     """Whom a call counts for, as resolved when it was made; renames and deletions never change it (S1)."""
 
     tenant_id: UUID
@@ -169,8 +168,7 @@ class PricedItem(NamedTuple):
     price_id: UUID | None
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """What a call is to be charged with. `item_costs` are the parts of `cost` by item; `model` stands where there is none."""
 
     source: Source

@@ -127,7 +127,7 @@ def item_json(item: PricedItem) -> dict[str, object]:
         "model": item.model,
         "service_tier": item.service_tier,
         "price_id": item.price_id,
-        "usage": {name: value for name in Usage.__slots__ if (value := getattr(item.usage, name))},
+        "usage": {name: value for name, value in zip(Usage._fields, item.usage, strict=True) if value},
     }
 
 

@@ -183,7 +183,7 @@ def minus(new: CallCost, old: CallCost) -> CallCost:
 
 def negated(item: PricedItem) -> PricedItem:
     """Return an item with all its usage negative: what a correction takes back."""
-    usage = Usage(*(-getattr(item.usage, name) for name in Usage.__slots__))
+    usage = Usage._make(-amount for amount in item.usage)
     return PricedItem(item.model, item.service_tier, usage, item.price_id)
 
 

@@ -1,7 +1,7 @@
 """The books of one batch: the locked state, and what the batch changes of it. Nothing is written until the end."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
@@ -212,8 +212,7 @@ class Books:
             for line in of_grants
         ]
         full = rules.split_cost(charge.cost.total_nanos, charge.tokens, legs, drawable)
-        signed = replace(
-            charge,
+        signed = charge._replace(
             kind=EntryKind.ADJUSTMENT,
             items=(*charge.items, *(rules.negated(item) for item in before.items)),
             cost=rules.minus(charge.cost, before.cost),

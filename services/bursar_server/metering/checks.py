@@ -1,7 +1,6 @@
 """A Check against the books of a batch: the decision, and the hold of what is allowed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 
 from bursar_server.audit.model import AuditEvent
@@ -192,7 +191,7 @@ def _decide(
             return _held(call, subject, context, in_the_way)
         _audit_block(call, subject, context, verdicts)
         outlook = _outlook(call, subject, context, verdicts, grants)
-        return replace(_denied(call, denials, subject), outlook=outlook)
+        return _denied(call, denials, subject)._replace(outlook=outlook)
     for verdict in verdicts:
         if verdict.denial and verdict.budget.shadow:
             balance = context.books.balances[verdict.key]
@@ -297,7 +296,7 @@ def _held(
         verdict.denial or rules.queued_denial(verdict.budget, context.books.balances[verdict.key])
         for verdict in in_the_way
     ]
-    answer = replace(_denied(call, denials, subject), retry_after_ms=RETRY_AFTER_MS)
+    answer = _denied(call, denials, subject)._replace(retry_after_ms=RETRY_AFTER_MS)
     since = call.wait_since or context.now
     until = since + timedelta(milliseconds=min(verdict.budget.max_wait_ms for verdict in in_the_way))
     if not call.may_wait or until <= context.now:

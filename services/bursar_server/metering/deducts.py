@@ -1,7 +1,6 @@
 """What ends a call, against the books of a batch: Deduct, release and the lease's expiry."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
@@ -197,7 +196,7 @@ def _charge_unheld(
         tenant_id, subject.api_key_id, subject.user_id, subject.masked_key, subject.service_account,
         subject.group_ids, tags, call.session_id,
     )  # fmt: skip
-    unchecked = replace(charge, unchecked=True)
+    unchecked = charge._replace(unchecked=True)
     grants = context.active_grants(subject, usage_time)
     return context.books.charge_unheld(attribution, request_id, usage_time, unchecked, legs, grants)
 

@@ -223,8 +223,7 @@ class Outlook:
     by_tags: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CheckAnswer:
+class CheckAnswer(NamedTuple):
     """The decision; allowed when there are no denials."""
 
     request_id: UUID
@@ -245,8 +244,7 @@ class CheckAnswer:
         return not self.denials
 
 
-@dataclass(frozen=True, slots=True)
-class DeductAnswer:
+class DeductAnswer(NamedTuple):
     """What a call was charged in all."""
 
     request_id: UUID

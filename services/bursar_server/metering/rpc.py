@@ -52,7 +52,7 @@ MAX_ITEMS = 16
 MAX_TOKENS = 1_000_000_000
 MAX_PIECES = 1_000_000
 _PIECES = frozenset({"images", "web_searches", "requests"})
-_USAGE_FIELDS = tuple(Usage.__slots__)
+_USAGE_FIELDS = Usage._fields
 _usage_parts = attrgetter(*_USAGE_FIELDS)
 # Ids of tenants, users, keys and budgets are said again and again.
 _id_text: Callable[[UUID], str] = lru_cache(maxsize=16_384)(str)

@@ -16,8 +16,7 @@ class PriceSource(StrEnum):
     CATALOGUE = "CATALOGUE"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What one model consumed in a call: inputs include the cached parts, outputs include reasoning."""
 
     input_tokens: int = 0

@@ -1,6 +1,6 @@
 """Which price counts for a call, and what the call costs by it (S15). Exact integers; rounded once per call."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise, product
@@ -218,6 +218,8 @@ def _rank(price: Price) -> _Rank:
 def rates_at(price: Price, input_tokens: int) -> Rates:
     """Return the rates for a whole call with that much input: each tier reached replaces what it names."""
     rates = price.rates
+    if not price.tiers:
+        return rates
     for tier in sorted(price.tiers, key=lambda tier: tier.from_input_tokens):
         if tier.from_input_tokens <= input_tokens:
             rates = {**rates, **tier.rates}
@@ -314,15 +316,11 @@ def upper_bound_nanos(price: Price, input_tokens: int, output_tokens: int) -> in
     Every token is taken at the dearest rate of its side that the price names, in any tier that the input can reach.
     What is billed by the piece and made on the way (images, web searches) cannot be foreseen and is not in it.
     """
-    levels: list[Mapping[str, int]] = [rates_at(price, 0)]
-    levels += [
-        rates_at(price, tier.from_input_tokens)
-        for tier in price.tiers
-        if tier.from_input_tokens <= input_tokens
-    ]
-    inputs = max(_dearest(rates, _INPUT_RATES) for rates in levels)
-    outputs = max(_dearest(rates, _OUTPUT_RATES) for rates in levels)
-    requests = max(rates.get("request", 0) for rates in levels)
+    reached = [tier.from_input_tokens for tier in price.tiers if tier.from_input_tokens <= input_tokens]
+    levels = [rates_at(price, size) for size in (0, *reached)]
+    inputs = max([_dearest(rates, _INPUT_RATES) for rates in levels])
+    outputs = max([_dearest(rates, _OUTPUT_RATES) for rates in levels])
+    requests = max([rates.get("request", 0) for rates in levels])
     numerator = input_tokens * inputs + output_tokens * outputs + requests
     return -(-numerator // UNITS_PER_RATE)
 
@@ -342,12 +340,12 @@ def affordable_output_tokens(price: Price, input_tokens: int, most: int, room_na
 
 
 def _dearest(rates: Rates, names: Sequence[str]) -> int:
-    return max(rates.get(name, 0) for name in names)
+    return max([rates.get(name, 0) for name in names])
 
 
 def is_free(price: Price) -> bool:
     """Whether nothing that the price names costs anything: such a model always passes a Check (S10)."""
-    return not any(any(rates.values()) for rates in (price.rates, *(tier.rates for tier in price.tiers)))
+    return not any(price.rates.values()) and not any(any(tier.rates.values()) for tier in price.tiers)
 
 
 def checked_draft(draft: PriceDraft) -> PriceDraft:

@@ -19,7 +19,7 @@ from bursar_server.usage.service import UsageService
 Context = RequestContext[Any, Any]
 
 _MAX_NAME_LENGTH = 200
-_USAGE_FIELDS = tuple(Usage.__slots__)
+_USAGE_FIELDS = Usage._fields
 
 # What the key of a group calls each dimension.
 _KEYS = {

@@ -1,7 +1,7 @@
 """Ranges of sums, and what the revisions of a call come to. Pure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
@@ -20,7 +20,7 @@ _FIRST = datetime(1970, 1, 8, tzinfo=UTC)
 # looks at ids that far around it: months outside are not read.
 ID_MARGIN = timedelta(days=7)
 
-_USAGE_FIELDS = tuple(field.name for field in fields(Usage))
+_USAGE_FIELDS = Usage._fields
 
 
 def summed_range(start: datetime | None, end: datetime | None, now: datetime) -> tuple[datetime, datetime]:
