@@ -77,6 +77,8 @@ class Lane:
         self._ahead: AheadRunner | None = None
         # Batches that are sent and not committed yet, in the order they were sent.
         self._under_way: deque[list[Ticket]] = deque()
+        # Whether the last batch was one of them: calls that have to be run by themselves are not kept apart.
+        self._launching = False
         self._room = WaitingRoom()
         self._locked = LockedOut()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -167,7 +169,7 @@ class Lane:
 
     def _collect(self, most: int) -> list[Ticket | _Chore | None]:
         """Return what has come in; where batches can be under way together, no more than keeps them apart."""
-        if self._ahead is not None and self._ahead.usable and not (self._room or self._locked):
+        if self._launching and self._ahead is not None and self._ahead.usable:
             # All at once, everybody would wait for one batch, and nothing be evaluated meanwhile.
             half = -(-len(self._inbox) // 2)
             most = min(most, MAX_AHEAD if self._under_way else min(MAX_AHEAD, max(FEWEST_AHEAD, half)))
@@ -218,6 +220,7 @@ class Lane:
 
     def _launch(self, tickets: list[Ticket]) -> bool:
         """Send a batch before the one that was sent last is committed; False where it has to be run by itself."""
+        self._launching = False
         if self._locked or self._ahead is None or self._late(tickets):
             return False
         try:
@@ -229,6 +232,7 @@ class Lane:
             self._drop_connection()
             return False
         self._under_way.append(tickets)
+        self._launching = True
         return True
 
     def _land(self, but: int = 0) -> None:
