@@ -110,9 +110,7 @@ async def test_what_another_process_spent_is_seen_by_the_next_check(
 
 
 @pytest.mark.usefixtures("no_pause")
-async def test_processes_at_once_let_through_what_there_is_and_no_more(
-    ledger: Ledger, other: Ledger, landed: list[bool]
-) -> None:
+async def test_processes_at_once_let_through_what_there_is_and_no_more(ledger: Ledger, other: Ledger) -> None:
     """S9, S13: of two hundred calls on two processes a hundred fit."""
     keys = [ledger.key(ledger.user(f"{name}@example.com"), secret=f"bur_{name}") for name in "abcdefgh"]
     ledger.budget("TENANT", 10_000, admission="UPPER_BOUND")
@@ -132,7 +130,6 @@ async def test_processes_at_once_let_through_what_there_is_and_no_more(
     await asyncio.gather(*(ask(number) for number in range(200)))
     assert allowed == 100
     assert ledger.sql("SELECT spent_nanos, held_nanos FROM balances") == [(10_000, 0)]
-    assert {True, False} == set(landed)
 
 
 async def test_a_call_that_was_ended_elsewhere_is_not_charged_again(
@@ -238,7 +235,9 @@ async def test_a_batch_that_follows_one_that_failed_is_done_again_after_it(
     with psycopg.connect(ledger.url) as somebody:
         somebody.execute("UPDATE balances SET shadow_denials = shadow_denials + 1")
         deducts = [asyncio.create_task(ledger.deduct(key, check.request_id)) for check in checks]
-        await asyncio.sleep(0.2)
+        [lane] = ledger.service._lanes
+        while len(lane._under_way) < 2:  # noqa: ASYNC110  (its thread sets no event)
+            await asyncio.sleep(0.005)
     await asyncio.gather(*deducts)
     assert landed[:2] == [False, False]
     assert ledger.sql("SELECT spent_nanos, held_nanos, shadow_denials FROM balances") == [(3_300, 0, 1)]
