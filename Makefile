@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help up demo test check check-format check-lint check-types check-proto check-generated \
-        check-imports format generate lock matrix coverage-rows chaos bench bench-weight clean
+        check-imports format generate lock matrix coverage-rows chaos bench bench-weight compile clean
 
 help: ## Show this list
 	@echo "Bursar: what you can run here. The first command sets up $(VENV) by itself."
@@ -24,19 +24,19 @@ help: ## Show this list
 
 # -- running ---------------------------------------------------------------------------------------
 
-up: $(VENV)/.ready ## Start everything (database, control plane, sidecar) until Ctrl-C
+up: compile ## Start everything (database, control plane, sidecar) until Ctrl-C
 	@$(BIN)/bursar up
 
-demo: $(VENV)/.ready ## A guided walk that ends by itself: budget, calls, alert, 402, grant, statement
+demo: compile ## A guided walk that ends by itself: budget, calls, alert, 402, grant, statement
 	@$(BIN)/bursar demo
 
 # -- testing ---------------------------------------------------------------------------------------
 
-test: $(VENV)/.ready ## Run the whole test suite
+test: compile ## Run the whole test suite
 	@$(PYTEST)
 
 KILLS ?= 300
-chaos: $(VENV)/.ready ## Kill every part under load, again and again, then compare the books with what was served (15 to 20 minutes; KILLS=300 SEED=…)
+chaos: compile ## Kill every part under load, again and again, then compare the books with what was served (15 to 20 minutes; KILLS=300 SEED=…)
 	@PYTHONPATH=tests $(PY) -m chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 check: check-format check-lint check-proto check-generated check-imports check-types ## All static checks: format, lint, protos, generated code, imports, types
@@ -84,23 +84,28 @@ lock: $(VENV)/.ready ## Resolve pyproject.toml anew into requirements.lock (need
 
 # -- measuring -------------------------------------------------------------------------------------
 
-matrix: $(VENV)/.ready ## Write the tables of docs/metering-matrix.md from what the sidecar does
+matrix: compile ## Write the tables of docs/metering-matrix.md from what the sidecar does
 	@BURSAR_WRITE_MATRIX=1 $(BIN)/pytest -q tests/e2e/test_sidecar_endings.py
 
-coverage-rows: $(VENV)/.ready ## Run the tests and list which rows of docs/requirements.md and docs/semantics.md they prove
+coverage-rows: compile ## Run the tests and list which rows of docs/requirements.md and docs/semantics.md they prove
 	@$(PY) tools/coverage_rows.py
 
-bench: $(VENV)/.ready ## Measure speed, processor time and memory beside pgbench and a plain proxy (about 6 minutes)
+bench: compile ## Measure speed, processor time and memory beside pgbench and a plain proxy (about 6 minutes)
 	@$(PY) -m bench
 
-bench-weight: $(VENV)/.ready ## Install the sidecar alone in a bare environment: what it weighs
+bench-weight: compile ## Install the sidecar alone in a bare environment: what it weighs
 	@$(PY) tools/bench_weight.py
 
 clean: ## Remove caches and build products; .venv and .bursar stay
+	@find services -name '*.so' -delete
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # -- setting up ------------------------------------------------------------------------------------
+
+COMPILE ?= yes
+compile: $(VENV)/.ready ## Compile what every metered call goes through, if it has changed (COMPILE=no: run it as it is)
+	@$(PY) tools/compile.py $(if $(filter no,$(COMPILE)),--remove)
 
 $(VENV)/.ready: $(VENV)/.packages pyproject.toml
 	@echo "setup: Bursar itself, editable" >&2

@@ -18,6 +18,8 @@ import uvloop
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # the fakes and fixtures that the tests have
 
+from tools.compile import current  # noqa: E402
+
 from bench import calls, memory, pairs, rpc, start  # noqa: E402
 from bench.figures import Figure, Pace, table  # noqa: E402
 from bench.postgres import Server, running_server  # noqa: E402
@@ -68,6 +70,7 @@ def machine() -> dict[str, object]:
         "architecture": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
+        "compiled": current(),
         "load_before": [round(value, 2) for value in os.getloadavg()],
     }
 
@@ -103,8 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     took = time.perf_counter() - began
     print(f"\n{table(figures)}\n")
     short = sum(not figure.ok for figure in figures)
+    code = "compiled" if about["compiled"] else "not compiled (make compile)"
     print(
-        f"{len(figures) - short} of {len(figures)} targets met; {took:.0f} s on {os.cpu_count()} shared cores."
+        f"{len(figures) - short} of {len(figures)} targets met; {took:.0f} s on {os.cpu_count()} shared cores, {code}."
     )
     if options.json:
         document = {

@@ -6,11 +6,21 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tools.compile import current, products
 
 from bursar_server.db.engine import build_engine
 from bursar_server.db.unit_of_work import UnitOfWork
 from support import database
 from support.clock import FakeClock
+
+
+def pytest_sessionstart() -> None:
+    """What is compiled is what the tests would test: it has to be of these sources."""
+    if products() and not current():
+        pytest.exit(
+            "sources have changed since they were compiled: `make compile` (COMPILE=no: run them as they are)",
+            4,
+        )
 
 
 @pytest.fixture(scope="module", autouse=True)

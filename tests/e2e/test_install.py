@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tools.bench_weight import UNWANTED, install, unwanted
+from tools.bench_weight import UNWANTED, install, run, unwanted
+from tools.compile import products
 
 from support.stack import Stack, call, environment, started
 
@@ -15,6 +16,9 @@ def test_the_sidecar_alone_needs_nothing_of_the_control_plane(stack: Stack, fold
     bare = install(folder)
     assert unwanted(bare / "bin" / "python", folder) == []
     assert not (bare / "bin" / "bursar").exists() or "grpc" in UNWANTED
+    find = "import importlib.util as i; print(i.find_spec('bursar_server.metering.rules').origin)"
+    origin = run(str(bare / "bin" / "python"), "-c", find, cwd=folder).strip()
+    assert origin.endswith(".so") == bool(products()), "a wheel has what is compiled in the tree"
     token = (stack.data_dir / "sidecar-token").read_text(encoding="utf-8").strip()
     environ = environment(
         BURSAR_CONTROL_PLANE_URL=stack.url,

@@ -57,7 +57,7 @@ class ManagedBy(StrEnum):
     TENANT = "TENANT"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scope:
     """Whose calls a budget counts; the fields that its kind does not use are None."""
 
@@ -69,7 +69,7 @@ class Scope:
     tag_value: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Budget:
     """A ceiling on spending. Exactly one of `limit_nanos` and `limit_tokens` is set (C13).
 
@@ -124,7 +124,7 @@ class Budget:
         return period_key(self.period_at(instant).start, self.definition_revision)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Balance:
     """Where a budget stands in one period. Amounts in nanos and tokens; both are kept whatever the limit's unit."""
 
@@ -147,7 +147,7 @@ class Color(StrEnum):
     RED = "RED"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Standing:
     """A budget and where it stands in the period that an instant lies in. Amounts are in the budget's own unit."""
 
@@ -180,7 +180,7 @@ class Standing:
         return self.budget.enabled and self.budget.enforcement is Enforcement.HARD and not self.budget.shadow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BudgetDraft:
     """What a request says of a budget; None is what it does not say: a default where the budget is new, else it stays."""
 
@@ -207,7 +207,7 @@ class BudgetDraft:
     guard_streams: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BudgetFilter:
     """Which budgets to list. `tenant_ids` None is every tenant; an absent subject does not narrow."""
 

@@ -1,7 +1,7 @@
 """What a budget may be, who may change and read it, and how far it is spent. Pure; amounts in nanos or tokens."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -112,10 +112,10 @@ def limit_moved(before: Budget, after: Budget) -> bool:
 
 def _with(budget: Budget, draft: BudgetDraft) -> Budget:
     given = {
-        name: value
-        for name in BudgetDraft.__slots__
-        if name not in ("limit_nanos", "limit_tokens", "managed_by")
-        and (value := getattr(draft, name)) is not None
+        field.name: value
+        for field in fields(draft)
+        if field.name not in ("limit_nanos", "limit_tokens", "managed_by")
+        and (value := getattr(draft, field.name)) is not None
     }
     if draft.limit_nanos is not None or draft.limit_tokens is not None:
         given |= {"limit_nanos": draft.limit_nanos, "limit_tokens": draft.limit_tokens}

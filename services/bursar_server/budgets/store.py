@@ -1,6 +1,7 @@
 """The SQL of budgets, and of the balances and entries that changing one touches."""
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
@@ -172,7 +173,7 @@ async def read_balances(
         query = query.with_for_update()
     found = {}
     for row in await conn.execute(query):
-        balance = Balance(*(getattr(row, name) for name in Balance.__slots__))
+        balance = Balance(*(getattr(row, field.name) for field in fields(Balance)))
         found[row.tenant_id, row.budget_id, row.period_key] = (balance, row.alerted_pct)
     return found
 

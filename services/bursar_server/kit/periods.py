@@ -27,7 +27,7 @@ class PeriodKind(StrEnum):
 _MONTHS = {PeriodKind.MONTHLY: 1, PeriodKind.QUARTERLY: 3, PeriodKind.YEARLY: 12}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Period:
     """A half-open range of instants in UTC: start <= t < end (S23)."""
 

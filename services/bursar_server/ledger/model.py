@@ -46,7 +46,7 @@ CallKey = tuple[UUID, UUID]
 """Tenant and request."""
 
 
-@dataclass(slots=True)
+@dataclass
 class BalanceState:
     """A locked balance. `changed` marks it for the batch's write."""
 
@@ -69,7 +69,7 @@ class BalanceState:
         )  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass
 class GrantState:
     """A locked grant. `changed` marks it for the batch's write."""
 
@@ -122,7 +122,7 @@ class Attribution(NamedTuple):
     session_id: str
 
 
-@dataclass(slots=True)
+@dataclass
 class Hold:
     """An open call: what it may draw on, and until when unless its lease is renewed."""
 
@@ -197,7 +197,7 @@ class Charge(NamedTuple):
         return sum(item.usage.input_tokens + item.usage.output_tokens for item in self.items)
 
 
-@dataclass(slots=True)
+@dataclass
 class Record:
     """A revision of a usage record. Later revisions carry signed differences."""
 
@@ -224,7 +224,7 @@ class Record:
     unchecked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PastRevision:
     """What is needed of a revision that is in the database already."""
 
@@ -268,7 +268,7 @@ class Entry(NamedTuple):
     usage_time: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FiredThreshold:
     """A threshold that a Deduct reached (S21). `soft_limit` says that it is the soft limit too."""
 

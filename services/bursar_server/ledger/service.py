@@ -50,7 +50,7 @@ Recall = Callable[[BalanceKey], BalanceState | None]
 """Gives a balance as it is remembered; None where it is not."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Books:
     """The state that one batch works on, by key, and its changes.
 

@@ -143,7 +143,7 @@ _ADD_TO_QUARTERS = _add_to_rollup("rollup_quarters", "bucket_time")
 _ADD_TO_DAYS = _add_to_rollup("rollup_days", "bucket_day")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LockedRows:
     """What a batch has locked and read."""
 

@@ -20,7 +20,7 @@ PriceOf = Callable[[UUID, str, str, str, datetime, bool], Price | None]
 """The price in effect for a tenant, provider, model and tier at an instant, and whether the provider reported a cost."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Rates:
     """The rate windows that the batch has locked, and which of them it counted in or has to make."""
 
@@ -29,7 +29,7 @@ class Rates:
     changed: set[RateKey] = field(default_factory=set)
 
 
-@dataclass(slots=True)
+@dataclass
 class BatchContext:
     """The state of one batch. `periods` collects the balances that calls needed, with what it takes to make them."""
 

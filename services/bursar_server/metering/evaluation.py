@@ -15,7 +15,7 @@ from bursar_server.metering.model import Answer, Call, CheckCall, DeductCall, Re
 Result = Answer | BursarError
 
 
-@dataclass(slots=True)
+@dataclass
 class Outcome:
     """What a committed batch answered, the thresholds that it reached, and the calls whose lease it charged."""
 

@@ -26,7 +26,7 @@ class NoBudgetPolicy(StrEnum):
     DENY = "DENY"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """The installation's choices that a Check follows."""
 
@@ -71,7 +71,7 @@ class Problem(StrEnum):
     TENANT_SUSPENDED = "TENANT_SUSPENDED"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """A principal as resolved: whom its calls count for, and what limits them. Valid for the versions it was read at."""
 
@@ -153,7 +153,7 @@ class DeductCall(NamedTuple):
     degraded: OnUnreachable | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RefusedCalls:
     """Calls of one principal that a sidecar refused in one outage, by which policy."""
 
@@ -163,7 +163,7 @@ class RefusedCalls:
     last_time: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReleaseCall:
     """Says that a call was never sent, or reports calls that a sidecar refused by itself."""
 
@@ -173,7 +173,7 @@ class ReleaseCall:
     refused: RefusedCalls | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExpireCall:
     """Says that a lease ended."""
 
@@ -184,7 +184,7 @@ class ExpireCall:
 Call = CheckCall | DeductCall | ReleaseCall | ExpireCall
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Denial:
     """One reason against a call (S2). Amounts only where the principal may read them; remaining orders denials."""
 
@@ -202,7 +202,7 @@ class Denial:
     remaining: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BudgetLeft:
     """What a budget leaves, in its own unit; never below 0."""
 
@@ -211,7 +211,7 @@ class BudgetLeft:
     in_tokens: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outlook:
     """What a sidecar goes by while it cannot ask: the budgets' strictest word, and what they leave where that matters.
 
@@ -260,14 +260,14 @@ class DeductAnswer(NamedTuple):
     record: Record | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ReleaseAnswer:
     """Whether a hold was removed."""
 
     released: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NewUser:
     """The call names an e-mail that its tenant does not have: make the user, then ask again (F043)."""
 
@@ -275,7 +275,7 @@ class NewUser:
     email: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Waiting:
     """The call fits but for other calls' holds: it is decided again, until `until`, when `answer` is given (S10)."""
 

@@ -10,7 +10,7 @@ from bursar_server.metering import store
 from bursar_server.metering.model import Call, CheckCall, PrincipalRef, Subject
 
 
-@dataclass(slots=True)
+@dataclass
 class Needs:
     """What a batch locks: grows where a round finds that something is missing."""
 

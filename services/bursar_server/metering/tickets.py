@@ -25,7 +25,7 @@ LOCKED_PATIENCE_S = 8.0
 LOCKED_AGAIN_S = 0.2
 
 
-@dataclass(slots=True)
+@dataclass
 class Ticket:
     """A call that waits for its answer; `loop` is where the future belongs. `waiting` is what holds let it wait for."""
 

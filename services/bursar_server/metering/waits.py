@@ -11,7 +11,7 @@ WaitKey = tuple[UUID, UUID, UUID]
 PLACE_LASTS = timedelta(seconds=3)
 
 
-@dataclass(slots=True)
+@dataclass
 class Waits:
     """The waiting calls of a batch's budgets, earliest first, and what the batch changes of them."""
 

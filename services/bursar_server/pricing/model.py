@@ -57,7 +57,7 @@ Rates = Mapping[str, int]
 """Nanos per million units, by the names of RATE_UNITS; an absent part costs what the whole it is a part of costs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PriceTier:
     """Rates that replace the price's own for the whole call once its input reaches a size."""
 
@@ -65,7 +65,7 @@ class PriceTier:
     rates: Rates
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Price:
     """What the models that a pattern matches cost from a date on. `tenant_id` is the platform tenant unless source is TENANT."""
 
@@ -97,7 +97,7 @@ class CallCost(NamedTuple):
         return self.input_nanos + self.output_nanos + self.other_nanos
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PriceDraft:
     """What somebody says a price is to be; `effective_time` None is now, or as it was."""
 
