@@ -3,6 +3,7 @@
 import hashlib
 import re
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -20,10 +21,10 @@ _MILLISECOND = timedelta(milliseconds=1)
 _RANDOM_BITS = 74
 
 
-def uuid7_at(instant: datetime) -> UUID:
+def uuid7_at(instant: datetime, random_bits: Callable[[int], int] = secrets.randbits) -> UUID:
     """Return a new UUIDv7 whose time is `instant`, to the millisecond."""
     milliseconds = (instant - _EPOCH) // _MILLISECOND
-    random = secrets.randbits(_RANDOM_BITS)
+    random = random_bits(_RANDOM_BITS)
     value = (milliseconds & ((1 << 48) - 1)) << 80
     value |= 0x7 << 76
     value |= (random >> 62) << 64

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterator
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.auto_zttp_impl import AutoZttpProtocol
@@ -17,6 +18,44 @@ from bursar_server.rpc.listen import Address, Tls, bind, bound_address
 KEEP_ALIVE_SECONDS = 120
 
 
+class _Gathered:
+    """A transport that writes once in a turn of the event loop: the head of an answer goes out with its body.
+
+    Each write is a system call, and a packet that wakes the caller.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write at the end of this turn."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Write what is gathered, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            parts, self._parts = self._parts, []
+            self._transport.write(b"".join(parts))
+
+
+class _Http1(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, on a transport that gathers."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast("asyncio.Transport", _Gathered(transport, self.loop)))
+
+
 class DoorProtocol(AutoZttpProtocol):
     """Looks at how a connection opens: HTTP/2 (preface or ALPN) goes to zttp, everything else to httptools.
 
@@ -24,7 +63,7 @@ class DoorProtocol(AutoZttpProtocol):
     """
 
     def _switch(self, http2: bool, initial_data: bytes = b"") -> None:
-        kind = ZttpH2Protocol if http2 else HttpToolsProtocol
+        kind = ZttpH2Protocol if http2 else _Http1
         protocol = kind(
             config=self.config, server_state=self.server_state, app_state=self.app_state, _loop=self.loop
         )
@@ -65,7 +104,7 @@ async def serve_http(app: Asgi, address: Address, *, tls: Tls | None = None, htt
     """
     config = uvicorn.Config(
         app,
-        http=DoorProtocol if http2 else "httptools",
+        http=DoorProtocol if http2 else _Http1,
         ws="none",
         lifespan="off",
         interface="asgi3",

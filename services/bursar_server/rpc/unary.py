@@ -29,6 +29,8 @@ _PROTO = b"application/proto"
 _DISCONNECT = "http.disconnect"
 # Ten digits of milliseconds are a third of a year; longer ones are an error that connectrpc words.
 _MAX_TIMEOUT_DIGITS = 10
+# A task for each request, to see whether its caller goes away, costs as much as reading it.
+_WATCH_AFTER_S = 0.05
 
 
 def unary_calls(services: Services, pipeline: Pipeline) -> dict[str, "UnaryCall"]:
@@ -104,11 +106,11 @@ class UnaryCall:
             async with asyncio.timeout(timeout_s) as limit:
                 await self._pipeline.admit(call)
                 request = parse_binary(await _body(receive), self._info.input)
-                watch = asyncio.create_task(left.watch(receive, limit))
+                left.watch(receive, limit)
                 try:
                     return await self._handler(request, call)
                 finally:
-                    watch.cancel()
+                    left.stop()
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -118,13 +120,29 @@ class UnaryCall:
 class _Left:
     """Whether the caller has gone away while its request was worked on."""
 
-    __slots__ = ("gone",)
+    __slots__ = ("_start", "_task", "gone")
 
     def __init__(self) -> None:
         self.gone = False
+        self._start: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    async def watch(self, receive: Receive, limit: asyncio.Timeout) -> None:
-        """Cut the request short once nobody waits for it any more."""
+    def watch(self, receive: Receive, limit: asyncio.Timeout) -> None:
+        """Cut the request short once nobody waits for it any more; most are answered before anybody has to look."""
+
+        def start() -> None:
+            self._task = asyncio.create_task(self._wait(receive, limit))
+
+        self._start = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, start)
+
+    def stop(self) -> None:
+        """Stop watching."""
+        if self._start is not None:
+            self._start.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _wait(self, receive: Receive, limit: asyncio.Timeout) -> None:
         while (await receive())["type"] != _DISCONNECT:
             pass
         if not limit.expired():
