@@ -119,7 +119,7 @@ async def _lane_on(url: str) -> AsyncIterator[Ledger]:
         try:
             yield ledger
         finally:
-            await asyncio.to_thread(lane.stop)
+            await lane.stop()
 
 
 @asynccontextmanager

@@ -305,7 +305,7 @@ async def _keep_partitions(unit_of_work: UnitOfWork, clock: Clock) -> None:
 
 
 async def _stop_lanes(lanes: list[Lane]) -> None:
-    await asyncio.gather(*(asyncio.to_thread(lane.stop) for lane in lanes))
+    await asyncio.gather(*(lane.stop() for lane in lanes))
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

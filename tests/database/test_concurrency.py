@@ -189,7 +189,7 @@ async def services(
         yield [MeteringService([lane], ensure, policy, clock) for lane in lanes]
     finally:
         for lane in lanes:
-            await asyncio.to_thread(lane.stop)
+            await lane.stop()
 
 
 async def test_a_key_works_from_its_first_instant(planes: list[Ledger], rooms: Rooms) -> None:

@@ -199,7 +199,7 @@ async def test_a_statement_that_takes_too_long_is_ended(
 ) -> None:
     """S20: a statement beyond its time is given up, its caller told to try again, and the next one served."""
     monkeypatch.setitem(engine._LANE_SETTINGS, "statement_timeout", "300ms")
-    monkeypatch.setattr("bursar_server.metering.lane.PATIENCE_S", 0.2)
+    monkeypatch.setattr("bursar_server.metering.batches.PATIENCE_S", 0.2)
     async with ledger_on(database_url) as ledger:
         key = ledger.key()
         ledger.budget("TENANT", 1_000)
@@ -270,7 +270,7 @@ async def test_a_lane_remembers_no_more_than_it_may(ledger: Ledger, monkeypatch:
         assert [answer.cost.total_nanos for answer in answers] == [100] * 30
     await ledger.call(keys[0])
     [lane] = ledger.service._lanes
-    remembered = lane._directory
+    remembered = lane._batches.directory
     assert len(remembered._subjects) <= 5 + len(keys)
     assert len(remembered._budgets) <= 5 + len(keys)
     assert len(remembered._prices) <= 1
@@ -285,8 +285,8 @@ async def test_the_minute_turns_between_the_guess_and_the_decision(ledger: Ledge
     budget = ledger.budget("USER", 1_000, user_id=alice, admission="UPPER_BOUND")
     await ledger.call(key)
     [lane] = ledger.service._lanes
-    assert lane._runner is not None
-    session = lane._runner.session
+    assert lane._batches.runner is not None
+    session = lane._batches.runner.session
     for shift in (timedelta(days=-1), timedelta(days=1), timedelta(days=40)):
         at, monotonic = session._database_time or (datetime.now(UTC), time.monotonic())
         session._database_time = (at + shift, monotonic)

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bursar_server.db.engine import build_engine, connect_lane
-from bursar_server.db.lane import Pipeline
+from bursar_server.db.lane import UNCONFIRMED_ERROR, Pipeline
 from bursar_server.db.preconditions import DatabaseStartError
 
 
@@ -46,24 +46,68 @@ def test_a_round_trip_carries_more_than_sockets_hold(database_url: str) -> None:
             assert [answer.rows() for answer in answers] == [[(text,)]] * 3
 
 
-def test_an_answer_that_came_with_an_earlier_one_is_due(database_url: str) -> None:
+def test_what_has_arrived_is_told_without_waiting(database_url: str) -> None:
     """Round trips that overlap: what is read with the first is not waited for again."""
     with connect_lane(database_url) as lane:
         pipeline = Pipeline(lane)
+        assert not pipeline.arrived()
         answers = []
         for number in range(3):
             answers.append(
                 pipeline.send("SELECT pg_sleep(%s::float8 / 20), %s::int", str(number), str(number))
             )
             pipeline.launch()
-        assert not pipeline.due()
+        assert not pipeline.arrived()
         time.sleep(0.4)
         for number, answer in enumerate(answers):
-            assert pipeline.due() or select.select([lane], [], [], 0)[0]
+            assert pipeline.arrived()
+            assert not pipeline.failed
             pipeline.land()
             assert answer.rows()[0][1] == number
-            if number < 2:
-                assert pipeline.due()
+        assert not pipeline.arrived()
+
+
+def test_what_was_refused_is_told_before_it_is_landed(database_url: str) -> None:
+    with connect_lane(database_url) as lane:
+        pipeline = Pipeline(lane)
+        pipeline.send("SELECT 1 / %s::int", "0")
+        pipeline.launch()
+        while not pipeline.arrived():
+            select.select([lane], [], [], 1)
+        assert pipeline.failed
+        with pytest.raises(UNCONFIRMED_ERROR):
+            pipeline.land()
+        assert not pipeline.failed
+
+
+def test_a_round_trip_that_was_begun_without_waiting_is_waited_for(database_url: str) -> None:
+    """More than sockets hold: what has not gone out and what has been read of the answer are both gone on with."""
+    text = "x" * (8 << 20)
+    with connect_lane(database_url) as lane:
+        pipeline = Pipeline(lane)
+        answer = pipeline.send("SELECT %s::text", text)
+        pipeline.launch()
+        assert not pipeline.flushed()
+        assert not pipeline.arrived()
+        pipeline.land()
+        assert answer.rows() == [(text,)]
+        assert pipeline.flushed()
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_connection_that_is_lost_is_told_without_waiting(database_url: str, waiting: bool) -> None:
+    with connect_lane(database_url) as lane:
+        pipeline = Pipeline(lane)
+        if waiting:
+            pipeline.send("SELECT pg_sleep(60)")
+            pipeline.launch()
+            assert not pipeline.arrived()
+        with psycopg.connect(database_url, autocommit=True) as somebody:
+            somebody.execute("SELECT pg_terminate_backend(%s, 5000)", [lane.info.backend_pid])
+        with pytest.raises(psycopg.OperationalError):  # noqa: PT012  (it comes with the end of what was sent)
+            while not pipeline.failed:
+                pipeline.arrived()
+            pipeline.land()
 
 
 def test_megabytes_go_both_ways_while_round_trips_overlap(database_url: str) -> None:

@@ -183,7 +183,7 @@ async def test_a_lane_outlives_whoever_watches_it(ledger: Ledger) -> None:
         raise RuntimeError("nobody could be told")
 
     [lane] = ledger.service._lanes
-    lane._on_batch = fail
+    lane._batches._on_batch = fail
     for _ in range(2):
         answer = await asyncio.wait_for(ledger.call(key), 5)
         assert answer.cost.total_nanos == 100

@@ -1,6 +1,5 @@
 """Metering on a real database, without the doors: lanes, and the rows that calls refer to."""
 
-import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -287,5 +286,5 @@ async def ledger_on(url: str, *, policy: Policy | None = None, lanes: int = 1) -
         yield ledger
     finally:
         for lane in made:
-            await asyncio.to_thread(lane.stop)
+            await lane.stop()
         connection_.close()

@@ -78,10 +78,11 @@ FEATURE_FILES = {"__init__.py", "README.md", "model.py", "rules.py", "service.py
 
 # What a feature has beside the usual files, because it does something that no other does.
 FEATURE_EXTRAS: dict[str, set[str]] = {
-    # A lane's batch is a service of several parts: the thread, the transaction, and what each kind of call does in it.
+    # A lane's batch is a service of several parts: who runs it, the transaction, and what each kind of call does in it.
     "metering": {
         "ahead.py",
         "batch.py",
+        "batches.py",
         "checks.py",
         "context.py",
         "deducts.py",

@@ -75,6 +75,9 @@ class Pipeline:
         # What the commands are answered into: by statement, where it is being prepared, or by its answer.
         self._waiting: list[Answer | tuple[str, bytes]] = []
         self._launched: deque[list[Answer | tuple[str, bytes]]] = deque()
+        # What is taken in of the answers to what was launched first, and all of them.
+        self._exchange: PQGen[list[list[PGresult]]] | None = None
+        self._results: list[list[PGresult]] | None = None
 
     def send(self, statement: str, *parameters: str | None) -> Answer:
         """Queue a statement."""
@@ -109,20 +112,47 @@ class Pipeline:
             command()
         pgconn.pipeline_sync()
 
-    def due(self) -> bool:
-        """Whether to land now: the answer is here, or the server has to be rid of answers before it reads on.
+    def flushed(self) -> bool:
+        """Whether all that was launched has gone out; sends what the connection takes, and does not wait."""
+        return not self.connection.pgconn.flush()
 
-        Where it is not, there is none until the connection's file is readable.
+    def arrived(self) -> bool:
+        """Take in what the server has sent, without waiting; whether all answers to what was launched first are here.
+
+        Where they are not, the connection's file is readable when there is more. Raises DatabaseError where the
+        connection is lost.
         """
-        pgconn = self.connection.pgconn
-        return not pgconn.is_busy() or bool(pgconn.flush())
+        if self._results is not None:
+            return True
+        if not self._launched:
+            self.connection.pgconn.consume_input()
+            return False
+        try:
+            if self._exchange is None:
+                self._exchange = _exchanged(self.connection.pgconn, len(self._launched[0]) + 1)
+                next(self._exchange)
+            self._exchange.send(Ready.R)
+        except StopIteration as ended:
+            self._exchange, self._results = None, ended.value
+            return True
+        except psycopg.Error:
+            self._exchange = None
+            raise
+        return False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the server refused something of what has arrived."""
+        return any(not found or found[0].status in _FAILED for found in self._results or ())
 
     def land(self) -> None:
         """Wait for the answers of what was launched first. Raises the first error that the server reports."""
         pgconn = self.connection.pgconn
-        waiting = self._launched.popleft()
         try:
-            results = self.connection.wait(_exchanged(pgconn, len(waiting) + 1))
+            while not self.arrived():
+                self.connection.wait(_once(Wait.RW if pgconn.flush() else Wait.R))
+            results, self._results = self._results or [], None
+            waiting = self._launched.popleft()
         finally:
             if not self._launched and pgconn.status == psycopg.pq.ConnStatus.OK:
                 pgconn.exit_pipeline_mode()
@@ -137,6 +167,11 @@ class Pipeline:
                 self._names.pop(entry[0], None)
         if failure is not None:
             raise errors.error_from_result(failure, encoding="utf-8")
+
+
+def _once(wanted: Wait) -> PQGen[None]:
+    """Wait until the connection's file is ready."""
+    yield wanted
 
 
 def _exchanged(pgconn: PGconn, expected: int) -> PQGen[list[list[PGresult]]]:

@@ -190,7 +190,7 @@ class AheadRunner:
 
     @property
     def file(self) -> int:
-        """The file that is readable when the server answers; what has come with an earlier answer is `due` already."""
+        """The file that is readable when the server answers; what came with an earlier answer has `arrived` already."""
         return self._session.connection.fileno()
 
     @property
@@ -199,9 +199,18 @@ class AheadRunner:
         session = self._session
         return session.ready and session.memory.usable(session.clock.monotonic())
 
-    def due(self) -> bool:
-        """Whether the batch that was launched first is to be landed, without waiting for the file."""
-        return self._session.pipeline.due()
+    def flushed(self) -> bool:
+        """Whether all that was launched has gone out; does not wait."""
+        return self._session.pipeline.flushed()
+
+    def arrived(self) -> bool:
+        """Take in what the server says, without waiting; whether the answer to what was launched first is here."""
+        return self._session.pipeline.arrived()
+
+    @property
+    def refused(self) -> bool:
+        """Whether the batch whose answer has arrived was not committed."""
+        return self._session.pipeline.failed
 
     def land(self) -> Outcome | None:
         """Wait for the batch that was launched first; None where something was not as remembered: nothing is committed.

@@ -11,7 +11,7 @@ from bursar_server.telemetry import MeteredCall, Telemetry
 
 
 class MeteringObserver:
-    """Called by lanes after each commit, from their threads; plain integers are all it costs without a collector."""
+    """Called by lanes after each commit, from the event loop or their threads; plain integers are all it costs without a collector."""
 
     def __init__(self, telemetry: Telemetry, notify: NotifyService) -> None:
         self._telemetry = telemetry

@@ -2,14 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from bursar_server.kit.errors import BursarError
 from bursar_server.metering.model import Answer, Call, CheckCall, Waiting
 from bursar_server.metering.waits import WaitKey
 
@@ -27,11 +26,10 @@ LOCKED_AGAIN_S = 0.2
 
 @dataclass
 class Ticket:
-    """A call that waits for its answer; `loop` is where the future belongs. `waiting` is what holds let it wait for."""
+    """A call that waits for its answer. `waiting` is what holds let it wait for."""
 
     call: Call
     future: "asyncio.Future[Answer]"
-    loop: asyncio.AbstractEventLoop
     waiting: Waiting | None = None
     wait_ends: float = 0.0
     # Since when its rows are found locked; monotonic seconds.
@@ -202,25 +200,26 @@ class LockedOut:
         return everybody
 
 
-def answer_all(tickets: Sequence[Ticket], error: BursarError) -> None:
-    """Answer calls with the same error."""
-    deliver([(ticket, error) for ticket in tickets])
+Deliver = Callable[[list[tuple[Ticket, object]]], None]
+"""Hands answers to those who wait for them."""
 
 
-def settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", result: object) -> None:
-    """Hand one result to the loop that waits for it."""
+def settle(future: "asyncio.Future[Any]", result: object, loop: asyncio.AbstractEventLoop | None) -> None:
+    """Hand one result to who waits for it; the loop is named by a thread other than its own."""
+    _hand([(future, result)], loop)
+
+
+def deliver(answers: list[tuple[Ticket, object]], loop: asyncio.AbstractEventLoop | None) -> None:
+    """Hand answers to those who wait, with one wake-up of their loop, which is named by a thread other than its own."""
+    _hand([(ticket.future, answer) for ticket, answer in answers], loop)
+
+
+def _hand(pairs: list[tuple["asyncio.Future[Any]", object]], loop: asyncio.AbstractEventLoop | None) -> None:
+    if loop is None:
+        _set(pairs)
+        return
     with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(_set, [(future, result)])
-
-
-def deliver(answers: list[tuple[Ticket, object]]) -> None:
-    """Hand answers to the loops that wait for them, with one wake-up for each loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], object]]] = {}
-    for ticket, answer in answers:
-        by_loop.setdefault(ticket.loop, []).append((ticket.future, answer))
-    for loop, pairs in by_loop.items():
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_set, pairs)
+        loop.call_soon_threadsafe(_set, pairs)
 
 
 def _set(pairs: list[tuple["asyncio.Future[Any]", object]]) -> None:
