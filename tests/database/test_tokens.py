@@ -17,7 +17,7 @@ from bursar_server.db.unit_of_work import UnitOfWork
 from bursar_server.kit.caller import Caller, Role
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.ids import DEFAULT_TENANT_ID, PLATFORM_TENANT_ID, sha256_hex
-from bursar_server.tokens.service import CACHE_SECONDS
+from bursar_server.tokens.service import CACHE_SECONDS, READ_AHEAD_SECONDS
 from support.admin import ADMIN, OPERATOR, AdminSide, admin_side
 from support.called import called_by
 from support.clock import FakeClock
@@ -213,6 +213,40 @@ async def test_who_asks_meanwhile_shares_the_reading(admin: AdminSide, engine: A
         assert isinstance(callers[0], asyncio.CancelledError)
         assert callers[1:] == [Caller(Role.SIDECAR, "sidecar")] * 19
         assert len(seen) == 1
+
+
+async def test_who_asks_all_the_time_never_waits_for_a_reading(
+    admin: AdminSide, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known is read again a little before it ends; where that fails, whoever asks after its end reads."""
+    _, secret = await admin.tokens.create(OPERATOR, role=Role.SIDECAR)
+    assert await admin.tokens.authenticate(secret)
+    read, begun, may_end, works = admin.tokens._read_caller, 0, asyncio.Event(), True
+
+    async def slow(digest: str, *, is_key: bool) -> Caller | None:
+        nonlocal begun
+        begun += 1
+        await may_end.wait()
+        if not works:
+            raise BursarError(Reason.DATABASE_UNAVAILABLE, "the database does not answer")
+        return await read(digest, is_key=is_key)
+
+    monkeypatch.setattr(admin.tokens, "_read_caller", slow)
+    clock.advance(CACHE_SECONDS - READ_AHEAD_SECONDS)
+    for _ in range(3):
+        assert await asyncio.wait_for(admin.tokens.authenticate(secret), 1)
+    await asyncio.sleep(0)
+    assert begun == 1
+    may_end.set()
+    [(_, reading)] = admin.tokens._reading.values()
+    await reading
+    clock.advance(READ_AHEAD_SECONDS)
+    works = False
+    assert await asyncio.wait_for(admin.tokens.authenticate(secret), 1)
+    assert begun == 1
+    clock.advance(CACHE_SECONDS - READ_AHEAD_SECONDS)
+    with pytest.raises(BursarError):
+        await admin.tokens.authenticate(secret)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

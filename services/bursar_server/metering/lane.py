@@ -207,8 +207,10 @@ class Lane:
     def _answered(self) -> None:
         """Answer the calls of the batches that are committed, and send the next."""
         batches = self._batches
-        while batches.arrived():
+        arrived = batches.arrived()
+        while arrived:
             batches.land(but=batches.under_way - 1)
+            arrived = batches.under_way > 0 and batches.arrived()
         if batches.stuck:
             self._give_back([])
             return

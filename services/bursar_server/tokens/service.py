@@ -21,6 +21,8 @@ from bursar_server.users.service import UserService
 
 # What is known of a bearer may be this old: a revoked token works no longer than that.
 CACHE_SECONDS = 1.0
+# How long before that a bearer who asks all the time is read again: else everybody who asks just then waits for it.
+READ_AHEAD_SECONDS = 0.25
 CACHE_ENTRIES = 10_000
 
 
@@ -140,14 +142,21 @@ class TokenService:
         digest = ids.sha256_hex(bearer)
         now = self._clock.monotonic()
         known = self._known.get(digest)
-        if known is not None and now < known[0]:
-            return known[1]
         reading = self._reading.get(digest)
-        if reading is None or now >= reading[0]:
-            work = self._learn(digest, now + CACHE_SECONDS, is_key=bearer.startswith(ids.KEY_PREFIX))
-            reading = self._reading[digest] = (now + CACHE_SECONDS, asyncio.create_task(work))
+        if known is not None and now < known[0]:
+            if reading is None and now >= known[0] - READ_AHEAD_SECONDS:
+                self._read(bearer, digest, now).add_done_callback(_heard)
+            return known[1]
+        shared = reading[1] if reading is not None and now < reading[0] else None
+        work = shared or self._read(bearer, digest, now)
         # Who asked first may go away: the others still wait.
-        return await asyncio.shield(reading[1])
+        return await asyncio.shield(work)
+
+    def _read(self, bearer: str, digest: str, now: float) -> "asyncio.Task[Caller | None]":
+        end = now + CACHE_SECONDS
+        work = asyncio.create_task(self._learn(digest, end, is_key=bearer.startswith(ids.KEY_PREFIX)))
+        self._reading[digest] = (end, work)
+        return work
 
     async def _learn(self, digest: str, end: float, *, is_key: bool) -> Caller | None:
         """Read who a bearer is, and remember it until `end` unless tokens were revoked, or it was read anew, meanwhile."""
@@ -213,3 +222,9 @@ class TokenService:
             user_id=token.user_id,
             details=details,
         )
+
+
+def _heard(work: "asyncio.Task[Caller | None]") -> None:
+    """Take a failure as heard: whoever needs the answer reads by itself, and is told."""
+    if not work.cancelled():
+        work.exception()
