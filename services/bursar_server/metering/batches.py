@@ -82,10 +82,19 @@ class Batches:
         """Whether nobody waits for holds or for locked rows."""
         return not self.room and not self.locked
 
-    @property
     def file(self) -> int | None:
-        """The file that is readable when the server answers."""
-        return self._ahead.file if self._ahead is not None else None
+        """Return the file that is readable when the server answers; None where there is no connection, or none any more."""
+        if self._ahead is None:
+            return None
+        try:
+            return self._ahead.file
+        except DatabaseError:
+            self._broken = True
+            return None
+
+    def give_up_connection(self) -> None:
+        """Have the connection dropped once what is under way has landed."""
+        self._broken = True
 
     def flushed(self) -> bool:
         """Whether all that was launched has gone out; does not wait."""

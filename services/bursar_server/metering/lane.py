@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bursar_server.db.lane import DatabaseError, LaneConnection
@@ -175,11 +176,20 @@ class Lane:
 
     def _borrow(self) -> None:
         assert self._loop is not None  # noqa: S101  (it runs this)
-        self._watched = self._batches.file
+        self._watched = self._batches.file()
         if self._watched is not None:
-            self._loop.add_reader(self._watched, self._answered)
-        self._inbox.listen(self._launch)
-        self._launch()
+            self._loop.add_reader(self._watched, self._step, self._answered)
+        self._inbox.listen(partial(self._step, self._launch))
+        self._step(self._answered)
+
+    def _step(self, step: Callable[[], None]) -> None:
+        """Do something with the batches; a failure that nobody thought of is the thread's to clear up."""
+        try:
+            step()
+        except Exception:
+            logger.exception("batches could not be gone on with")
+            self._batches.give_up_connection()
+            self._give_back([])
 
     def _give_back(self, entries: "list[Ticket | _Chore | None]") -> None:
         if self._watched is not None and self._loop is not None:
