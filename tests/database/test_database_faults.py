@@ -279,7 +279,7 @@ async def test_a_lane_remembers_no_more_than_it_may(ledger: Ledger, monkeypatch:
 
 
 async def test_the_minute_turns_between_the_guess_and_the_decision(ledger: Ledger) -> None:
-    """S12, S23: a batch that guessed another period, or another minute, than the database's clock says is repeated."""
+    """S12, S16, S23: a batch that guessed another period, another minute, or that an id is of no known time, is repeated."""
     alice = ledger.user("alice@example.com", rate_limit=1_000)
     key = ledger.key(alice)
     budget = ledger.budget("USER", 1_000, user_id=alice, admission="UPPER_BOUND")
@@ -287,7 +287,7 @@ async def test_the_minute_turns_between_the_guess_and_the_decision(ledger: Ledge
     [lane] = ledger.service._lanes
     assert lane._batches.runner is not None
     session = lane._batches.runner.session
-    for shift in (timedelta(days=-1), timedelta(days=1), timedelta(days=40)):
+    for shift in (timedelta(days=-2), timedelta(days=-1), timedelta(days=1), timedelta(days=40)):
         at, monotonic = session._database_time or (datetime.now(UTC), time.monotonic())
         session._database_time = (at + shift, monotonic)
         check = await ledger.check(key)
@@ -297,5 +297,5 @@ async def test_the_minute_turns_between_the_guess_and_the_decision(ledger: Ledge
         session._database_time = (at + shift, monotonic)
         assert (await ledger.deduct(key, new_id())).unchecked
     spent = ledger.sql("SELECT sum(spent_nanos), sum(held_nanos) FROM balances WHERE spent_nanos <> 0")
-    assert spent == [(700, 0)]
-    assert ledger.sql("SELECT sum(requests) FROM rate_windows") == [(4,)]
+    assert spent == [(900, 0)]
+    assert ledger.sql("SELECT sum(requests) FROM rate_windows") == [(5,)]

@@ -44,12 +44,17 @@ class Session:
     def database_now(self) -> datetime:
         """Return about what the database's clock says; the batch itself asks it."""
         if self._database_time is None:
-            row = self.connection.execute("SELECT clock_timestamp()").fetchone()
-            assert row is not None  # noqa: S101  (a SELECT without FROM has one row)
-            self.note_time(row[0])
-            return self.database_now()
+            return self.asked_now()
         at, monotonic = self._database_time
         return at + timedelta(seconds=self.clock.monotonic() - monotonic)
+
+    def asked_now(self) -> datetime:
+        """Return what the database's clock says; asks it."""
+        row = self.connection.execute("SELECT clock_timestamp()").fetchone()
+        assert row is not None  # noqa: S101  (a SELECT without FROM has one row)
+        now: datetime = row[0]
+        self.note_time(now)
+        return now
 
     def note_time(self, database_now: datetime) -> None:
         """Take what the database's clock said just now."""
