@@ -29,6 +29,7 @@ from bursar_sidecar.proxy import Proxy
 from bursar_sidecar.replay import Replayer
 from bursar_sidecar.routes import Router
 from bursar_sidecar.telemetry import METRICS_TYPE, Counts, Gauge, metrics_text
+from bursar_sidecar.upstream_channel import UpstreamChannel
 from bursar_sidecar.upstreams import Upstream
 from bursar_sidecar.watch import Limits
 
@@ -123,14 +124,13 @@ class Sidecar:
             true_up_s=config.true_up_ms / 1000,
         )
         return Terms(
-            session=self._session,
+            channel=UpstreamChannel(self._session, proxies, _LINE_MAX_BYTES),
             gate=self.gate,
             background=background,
             clock=clock,
             counts=self.counts,
             logger=self._logger,
             limits=_limits(config),
-            proxies=proxies,
         )
 
     async def start(self) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
-from yarl import URL
 
 from bursar.v1.metering_service_pb2 import DeductResponse
 from bursar_sidecar import denial
@@ -26,6 +23,7 @@ from bursar_sidecar.providers.base import ApiCall, Dialect, Later, Outcome, Prob
 from bursar_sidecar.signing import Signer
 from bursar_sidecar.stream_guard import error_event, outgrown
 from bursar_sidecar.telemetry import Counts
+from bursar_sidecar.upstream_channel import UpstreamAnswer, UpstreamChannel
 from bursar_sidecar.watch import Limits, Stop, Watch
 
 #: What streams are called: events, Amazon's frames, an object a line (Ollama's name and Cohere's).
@@ -35,8 +33,6 @@ _STREAMS = (
     "application/x-ndjson",
     "application/stream+json",
 )
-#: aiohttp sends a larger body in pieces only if it is given a file.
-_WHOLE_BODY_MAX_BYTES = 1 << 20
 #: A larger one is let go once it has been sent.
 _KEPT_BODY_MAX_BYTES = 64 << 10
 #: How long after the terminal marker of a stream its end is waited for.
@@ -47,16 +43,15 @@ _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aioht
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What every exchange of one sidecar has in common; `proxies` are by the origin that is reached through them."""
+    """What every exchange of one sidecar has in common."""
 
-    session: aiohttp.ClientSession
+    channel: UpstreamChannel
     gate: Gate
     background: Background
     clock: Clock
     counts: Counts
     logger: logging.Logger
     limits: Limits
-    proxies: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -110,7 +105,7 @@ class Exchange:
         self._decoder: Decoder | None = None
         self._response: web.StreamResponse | None = None
         self._spent = False  # the stream brought more than its budget bears
-        self._upstream: aiohttp.ClientResponse | None = None
+        self._upstream: UpstreamAnswer | None = None
         self.watch = Watch(request, terms.limits, terms.clock, terms.counts)
 
     async def run(self) -> web.StreamResponse:
@@ -140,17 +135,11 @@ class Exchange:
         """Send the request and wait for the answer's head; return what the app is told where there is none."""
         forward, terms = self._forward, self._terms
         body = forward.asked.body
-        data: object = io.BytesIO(body) if len(body) > _WHOLE_BODY_MAX_BYTES else body or None
         terms.counts.calls[forward.upstream] += 1
         self.watch.begin()
         try:
-            self._upstream = await terms.session.request(
-                forward.method,
-                URL(forward.url, encoded=True),
-                headers=forward.headers,
-                data=data,
-                allow_redirects=False,
-                proxy=terms.proxies.get(forward.origin),
+            self._upstream = await terms.channel.request(
+                forward.method, forward.origin, forward.url, forward.headers, body
             )
             if self._upstream.status < 200:  # another protocol, which nobody asked for
                 self._upstream.close()
@@ -214,7 +203,7 @@ class Exchange:
             return await self._finish(reader, charged, streams)
         return self._broken_off()
 
-    async def _relay(self, upstream: aiohttp.ClientResponse, reader: Reader, streams: bool) -> bool:
+    async def _relay(self, upstream: UpstreamAnswer, reader: Reader, streams: bool) -> bool:
         """Pass on what comes until the end; return whether the end came."""
         content, watch = upstream.content, self.watch
         guard = self._call.guard_output_tokens if self._forward.asked.stream else None
