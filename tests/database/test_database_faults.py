@@ -282,7 +282,7 @@ async def test_the_minute_turns_between_the_guess_and_the_decision(ledger: Ledge
     """S12, S16, S23: a batch that guessed another period, another minute, or that an id is of no known time, is repeated."""
     alice = ledger.user("alice@example.com", rate_limit=1_000)
     key = ledger.key(alice)
-    budget = ledger.budget("USER", 1_000, user_id=alice, admission="UPPER_BOUND")
+    budget = ledger.budget("USER", 2_000, user_id=alice, admission="UPPER_BOUND")
     await ledger.call(key)
     [lane] = ledger.service._lanes
     assert lane._batches.runner is not None
@@ -296,6 +296,9 @@ async def test_the_minute_turns_between_the_guess_and_the_decision(ledger: Ledge
         assert (await ledger.deduct(key, check.request_id)).postings[-1].account_id == budget
         session._database_time = (at + shift, monotonic)
         assert (await ledger.deduct(key, new_id())).unchecked
+        session._database_time = (at + shift, monotonic)
+        unplaced = await ledger.deduct(key, None, given_id=f"call {shift}")
+        assert abs(unplaced.record.usage_time - datetime.now(UTC)) < timedelta(hours=1)
     spent = ledger.sql("SELECT sum(spent_nanos), sum(held_nanos) FROM balances WHERE spent_nanos <> 0")
-    assert spent == [(900, 0)]
+    assert spent == [(1_300, 0)]
     assert ledger.sql("SELECT sum(requests) FROM rate_windows") == [(5,)]

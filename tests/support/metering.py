@@ -162,7 +162,7 @@ class Ledger:
     def deduct_call(
         self,
         principal: PrincipalRef,
-        request_id: UUID,
+        request_id: UUID | None,
         input_tokens: int = 10,
         output_tokens: int = 45,
         **given: Any,
@@ -187,7 +187,7 @@ class Ledger:
     async def deduct(
         self,
         principal: PrincipalRef,
-        request_id: UUID,
+        request_id: UUID | None,
         input_tokens: int = 10,
         output_tokens: int = 45,
         **given: Any,

@@ -166,17 +166,18 @@ class BatchRunner:
 
     def _request_id(self, call: CheckCall | DeductCall | ReleaseCall, tenant_id: UUID, now: datetime) -> UUID:
         """Return the id that a call is recorded under: its own, unless no partition can take it (S16)."""
-        if isinstance(call, DeductCall):
-            made = ids.time_of_uuid7(call.request_id) if call.request_id else None
-            if made is not None and made > now + rules.FARTHEST_AHEAD:
-                # Perhaps it is what this process takes for now that is wrong: it slept, or the database's clock was set.
-                now = self.session.asked_now()
-            if call.request_id is None or made is None or made > now + rules.FARTHEST_AHEAD:
+        if not isinstance(call, DeductCall):
+            return call.request_id
+        given = call.request_id
+        made = ids.time_of_uuid7(given) if given else None
+        if given is None or made is None or made > now + rules.FARTHEST_AHEAD:
+            # What this process takes for now may be wrong: it slept, or the database's clock was set.
+            now = self.session.asked_now()
+            if given is None or made is None or made > now + rules.FARTHEST_AHEAD:
                 return store.odd_request_id(
                     self.session.connection, tenant_id, call.given_id, ids.uuid7_at(now), now
                 )
-            return call.request_id
-        return call.request_id
+        return given
 
     def _round(self, calls: Sequence[Call], needs: Needs, lock_timeout_ms: int | None) -> Outcome:
         context = self._locked(calls, needs, lock_timeout_ms)
@@ -258,9 +259,11 @@ class BatchRunner:
 
     def _usual_nanos(self, tenant_id: UUID, api_key_id: UUID | None, model: str) -> int | None:
         """Return what such calls usually cost; a tenant's recent ones are read when it is first asked about."""
-        if not self.session.history.knows(tenant_id):
-            self.session.history.add(store.recent_costs(self.session.connection, tenant_id, RECENT_CALLS))
-        return self.session.history.expected_nanos(tenant_id, api_key_id, model)
+        history = self.session.history
+        if not history.has_read(tenant_id):
+            history.add(store.recent_costs(self.session.connection, tenant_id, RECENT_CALLS))
+            history.note_read(tenant_id)
+        return history.expected_nanos(tenant_id, api_key_id, model)
 
     def _rate_keys(self, calls: Sequence[Call], needs: Needs) -> list[store.RateKey]:
         window = rules.minute_of(self.session.database_now())

@@ -161,11 +161,10 @@ class Batches:
             for ticket in tickets:
                 tenant = self._tenant_of(ticket.call)
                 if tenant in self.locked:
-                    self.locked.put(tenant, [ticket], self._clock.monotonic())
+                    self._put_aside(tenant, [ticket])
                 else:
                     free.append(ticket)
             tickets = free
-        self.land()
         self.run(tickets)
 
     def due_waiters(self) -> list[Ticket]:
@@ -182,10 +181,11 @@ class Batches:
         return self.room.take_due(now)
 
     def run(self, tickets: list[Ticket], *, aside: bool = False) -> None:
-        """Run some calls in one transaction; where the database refuses, halve them down to the one that is bad.
+        """Run some calls in one transaction, after what is under way; where the database refuses, halve them down to the bad one.
 
         While somebody's rows are locked (`aside`: perhaps theirs) they are hardly waited for: others have their turn.
         """
+        self.land()
         started = self._clock.monotonic()
         repeats = 0
         while tickets := self._in_time(tickets):
@@ -303,11 +303,17 @@ class Batches:
             tenants.setdefault(self._tenant_of(ticket.call), []).append(ticket)
         if len(tenants) == 1:
             [tenant] = tenants
-            given_up = self.locked.put(tenant, tickets, self._clock.monotonic())
-            self._answer_all(given_up, unavailable("the rows are locked by somebody else; try again"))
+            self._put_aside(tenant, tickets)
             return
         for of_one in tenants.values():
             self.run(of_one, aside=True)
+
+    def _put_aside(self, tenant: object, tickets: Sequence[Ticket]) -> None:
+        """Keep calls until their rows may be free; those that have been tried for long enough are told so."""
+        given_up = self.locked.put(tenant, tickets, self._clock.monotonic())
+        if given_up:
+            self._leave_waits(given_up)
+            self._answer_all(given_up, unavailable("the rows are locked by somebody else; try again"))
 
     def _split(self, tickets: list[Ticket], error: Exception) -> None:
         if len(tickets) > 1:

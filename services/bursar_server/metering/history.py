@@ -20,18 +20,15 @@ class CostHistory:
         self._costs: OrderedDict[Series, deque[int]] = OrderedDict()
         self._tenants: set[UUID] = set()
 
-    def knows(self, tenant_id: UUID) -> bool:
-        """Whether the tenant's recent calls were read from the database already; true from now on."""
-        if tenant_id in self._tenants:
-            return True
+    def has_read(self, tenant_id: UUID) -> bool:
+        """Whether the tenant's recent calls were read from the database."""
+        return tenant_id in self._tenants
+
+    def note_read(self, tenant_id: UUID) -> None:
+        """Note that they were."""
         if len(self._tenants) >= MAX_SERIES:
             self._tenants.clear()
         self._tenants.add(tenant_id)
-        return False
-
-    def has_read(self, tenant_id: UUID) -> bool:
-        """Whether the tenant's recent calls were read."""
-        return tenant_id in self._tenants
 
     def add(self, calls: Iterable[tuple[UUID, UUID | None, str, int]]) -> None:
         """Remember what calls cost: tenant, key, model and nanos, in the order they were made."""

@@ -112,7 +112,8 @@ class Lane:
             again: list[Ticket] = []
             locked: list[Ticket] = []
             tried = False
-            if batches.usable_ahead and batches.nobody_aside:
+            # What has not gone out whole waits for the server to read: the loop watches only what it says.
+            if batches.usable_ahead and batches.nobody_aside and batches.flushed():
                 entries = self._lend()
                 batches.land()
                 tried = any(isinstance(entry, Ticket) for entry in entries)

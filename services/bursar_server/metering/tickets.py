@@ -128,6 +128,7 @@ class WaitingRoom:
                 deadline = ticket.call.deadline
                 ticket.wait_ends = ends if deadline is None else min(ends, deadline)
             ticket.waiting = result
+            ticket.locked_since = 0.0
             ticket.call = ticket.call._replace(wait_since=result.wait_since, waits_for=result.waits_for)
             back.setdefault(result.budget_id, []).append(ticket)
         for budget_id, waiters in back.items():
