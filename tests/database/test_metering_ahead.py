@@ -186,6 +186,27 @@ async def test_an_id_that_came_before_in_another_process_is_no_new_call(
     assert ledger.sql("SELECT count(*) FROM holds") == [(holds,)]
 
 
+@pytest.mark.usefixtures("no_pause")
+async def test_a_call_that_was_allowed_elsewhere_is_not_denied_when_it_is_asked_about_again(
+    ledger: Ledger, other: Ledger
+) -> None:
+    """S16, S17: its hold stands; where it was denied as if it were new, nobody would release the hold."""
+    key = ledger.key()
+    ledger.budget("TENANT", 150, admission="UPPER_BOUND")
+    for process in (ledger, other):
+        await process.call(key, 1, 1)
+    first = await other.check(key)
+    ledger.sql("UPDATE api_keys SET revoke_time = now()")
+    ledger.bump()
+    for _ in range(2):
+        assert not (await ledger.check(key)).allowed
+    again = await ledger.check(key, first.request_id)
+    assert (again.allowed, again.duplicate) == (True, True)
+    with pytest.raises(BursarError, match="other content"):
+        await ledger.check(key, first.request_id, input_tokens_estimate=11)
+    assert (await ledger.deduct(key, first.request_id)).cost.total_nanos == 100
+
+
 async def test_a_change_of_the_configuration_counts_from_the_next_call_on(
     ledger: Ledger, landed: list[bool]
 ) -> None:

@@ -192,6 +192,28 @@ async def test_a_release_after_the_lease_ended_takes_the_estimate_back(ledger: L
         ledger.assert_books()
 
 
+async def test_a_call_that_was_charged_released_and_sent_after_all_is_charged_once(ledger: Ledger) -> None:
+    """S14, S16, S17: no Deduct is refused because its estimate was charged and taken back before; a Check of it is."""
+    alice = ledger.user("alice@example.com")
+    key = ledger.key(alice)
+    ledger.budget("USER", 1_000, user_id=alice)
+    ledger.grant(alice, 40)
+    check = await ledger.check(key)
+    ledger.sql("UPDATE holds SET lease_expire_time = now() - interval '1 second'")
+    assert await ledger.service.sweep_once() == 1
+    await ledger.release(key, check.request_id)
+    late = await ledger.check(key, check.request_id)
+    assert (late.allowed, late.duplicate) == (False, True)
+    for duplicate in (False, True):
+        answer = await ledger.deduct(key, check.request_id, 10, 5)
+        assert (answer.duplicate, answer.cost.total_nanos) == (duplicate, 20)
+    assert ledger.sql("SELECT spent_nanos, held_nanos FROM balances") == [(0, 0)]
+    assert ledger.sql("SELECT spent_nanos, held_nanos FROM grants") == [(20, 0)]
+    assert ledger.sql(
+        "SELECT sum(requests), sum(estimated_requests), sum(cost_nanos), sum(input_tokens), sum(output_tokens) FROM rollup_days"
+    ) == [(1, 0, 20, 10, 5)]
+
+
 async def test_a_lease_is_renewed_or_released(ledger: Ledger) -> None:
     """S9, S18: a renewed call is not expired; on_lease_expiry RELEASE charges nothing."""
     key = ledger.key()

@@ -1,7 +1,7 @@
 """What the ledger holds: legs, holds, balances, grants, records and entries, as one batch works on them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -243,11 +243,21 @@ class PastRevision:
     unchecked: bool
     attribution: Attribution
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether a release took back what the lease's expiry charged (S17): booked as a Deduct, but nobody sent one."""
+        return self.source is Source.DEDUCT and not self.body_sha256
+
+    def taken_back(self) -> "PastRevision":
+        """Return what is left of an expiry's charge that was taken back: where it counted, and nothing."""
+        postings = tuple(line._replace(nanos=0, tokens=0) for line in self.postings)
+        return replace(self, source=Source.DEDUCT, cost=CallCost(0, 0, 0), items=(), postings=postings)
+
     def as_charge(self) -> Charge:
         """Return what an expiry charged: one item at most, so that its cost is the call's."""
         return Charge(
             self.source, EntryKind.EXPIRY, self.body_sha256, self.provider, "", self.model, self.items, (self.cost,),
-            self.cost, estimated=True,
+            self.cost, estimated=self.source is Source.EXPIRY,
         )  # fmt: skip
 
 

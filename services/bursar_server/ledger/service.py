@@ -195,7 +195,7 @@ class Books:
     def adjust(
         self, request_id: UUID, before: PastRevision, charge: Charge
     ) -> tuple[Record, tuple[PostingLine, ...]]:
-        """Post the difference between what a lease's expiry charged (or left) and the real usage, in its period (S16).
+        """Post the difference between what a lease's expiry charged (or left of it) and the real usage, in its period (S16).
 
         Returns the new revision, and the postings that the call has in all.
         """
@@ -218,7 +218,7 @@ class Books:
             cost=rules.minus(charge.cost, before.cost),
         )
         self._count(before.attribution, before.usage_time, charge, 1)
-        if before.source is Source.EXPIRY:
+        if before.source is not Source.RELEASE:  # a release counts as no call
             self._count(before.attribution, before.usage_time, before.as_charge(), -1)
         record = self._post(
             (before.attribution, request_id, before.usage_time),

@@ -4,7 +4,7 @@ Rows are locked in the order that every money transaction keeps: balances, grant
 One JSON parameter a table was among the fastest styles measured, and needs no escaping.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -123,6 +123,10 @@ _CONFIRM_NEW = """
 SELECT 1 / (NOT EXISTS (
     SELECT FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, id)
         JOIN usage_records r ON r.tenant_id = k.t AND r.request_id = k.id))::int"""
+_CONFIRM_NOT_OPEN = """
+SELECT 1 / (NOT EXISTS (
+    SELECT FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, id)
+        JOIN holds h ON h.tenant_id = k.t AND h.request_id = k.id))::int"""
 
 _ROLLUP_COLUMNS = (
     "requests, estimated_requests, unpriced_requests, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens,"
@@ -255,9 +259,12 @@ def missing_balances(
     )
 
 
-def confirm_new(send: Send, calls: Sequence[CallKey]) -> None:
-    """Queue the statement that fails unless none of these calls has a record."""
+def confirm_new(send: Send, calls: Sequence[CallKey], held: Container[CallKey]) -> None:
+    """Queue what fails unless none of these calls has a record, or a hold: of those `held` now its key says so itself."""
     send(_CONFIRM_NEW, *columns_of(calls, 2))
+    unheld = [call for call in calls if call not in held]
+    if unheld:
+        send(_CONFIRM_NOT_OPEN, *columns_of(unheld, 2))
 
 
 def _send_balances(

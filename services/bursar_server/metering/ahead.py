@@ -56,7 +56,7 @@ class Ahead(NamedTuple):
             "{" + ",".join(str(self.versions[tenant]) for tenant in tenants) + "}",
         )
         if self.new_calls:
-            ledger.confirm_new(send, self.new_calls)
+            ledger.confirm_new(send, self.new_calls, self.context.books.holds)
         queued = holding_budgets(calls, self.context.subjects)
         if queued:
             send(store.CONFIRM_NO_WAITS, *columns_of(queued, 2))

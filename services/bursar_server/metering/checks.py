@@ -97,7 +97,7 @@ def _known(call: CheckCall, subject: Subject, context: BatchContext) -> CheckAns
         )
     if not revisions:
         return None
-    if revisions[-1].source is Source.RELEASE:
+    if revisions[-1].source is Source.RELEASE or revisions[-1].takes_back:
         return _denied(call, [rules.released_denial()], subject, duplicate=True)
     return CheckAnswer(call.request_id, (), None, 0, None, subject, duplicate=True)
 

@@ -52,7 +52,9 @@ def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -
     tenant_id, subject = _tenant_of(call, request_id, context)
     hold = context.hold_of(request_id, tenant_id)
     past = context.books.revisions((tenant_id, request_id))
-    first = next((revision for revision in past if revision.source is Source.DEDUCT), None)
+    first = next(
+        (past_one for past_one in past if past_one.source is Source.DEDUCT and not past_one.takes_back), None
+    )
     if first is not None:
         if hold is not None and first.body_sha256 == call.body_sha256:
             # The Check and the Deduct crossed in two processes: the hold stands for a call that is settled.
@@ -66,7 +68,7 @@ def evaluate_deduct(call: DeductCall, request_id: UUID, context: BatchContext) -
         postings = record.postings
         cost = record.cost
     elif past and (past[0].source is Source.EXPIRY or past[0].postings):
-        ended = past[0]
+        ended = past[0].taken_back() if past[-1].takes_back else past[0]
         charge = _charge(call, ended.usage_time, tenant_id, ended.provider, ended.model, context)
         record, postings = context.books.adjust(request_id, ended, charge)
         cost = charge.cost
