@@ -29,7 +29,7 @@ from bursar_sidecar.proxy import Proxy
 from bursar_sidecar.replay import Replayer
 from bursar_sidecar.routes import Router
 from bursar_sidecar.telemetry import METRICS_TYPE, Counts, Gauge, metrics_text
-from bursar_sidecar.upstream_channel import UpstreamChannel
+from bursar_sidecar.upstream_channel import Connector, UpstreamChannel, sending_noticed
 from bursar_sidecar.upstreams import Upstream
 from bursar_sidecar.watch import Limits
 
@@ -258,7 +258,8 @@ class Sidecar:
 
 def _session(config: Config) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_UPSTREAM_KEEPALIVE_S),
+        connector=Connector(limit=0, keepalive_timeout=_UPSTREAM_KEEPALIVE_S),
+        trace_configs=[sending_noticed()],
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.upstream_connect_timeout_ms / 1000),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,

@@ -52,7 +52,11 @@ class TokenRefusedError(PermissionError):
 
 
 class RequestRefusedError(ValueError):
-    """The control plane did not accept the request as a whole."""
+    """The control plane did not accept the request as a whole; `code` is Connect's word for why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
 
 
 class Token:
@@ -184,7 +188,10 @@ class ControlPlane:
         return RenewHoldsResponse.FromString(data)
 
     async def release(self, request: ReleaseHoldRequest) -> None:
-        """Release the hold of a call that was never sent."""
+        """Release the hold of a call that was never sent. Raises as `check`, but always tries.
+
+        RequestRefusedError `permission_denied` where the token is not for this call's tenant, or for nothing of the sort.
+        """
         await self._call("ReleaseHold", request.SerializeToString(), self._timeout_s)
 
     async def _call(self, method: str, body: bytes, timeout_s: float) -> bytes:
@@ -208,7 +215,8 @@ class ControlPlane:
 
     def _refusal(self, method: str, code: str, message: str, started: float) -> Exception:
         self._counts.control_plane_errors += 1
-        if code in _TOKEN_CODES:
+        # A release is of one call: it may be that only this call is none of the token's.
+        if code in _TOKEN_CODES and (method, code) != ("ReleaseHold", "permission_denied"):
             if not self.token_refused:
                 self._logger.error(
                     "the control plane refuses this sidecar's token", extra={"fields": {"code": code}}
@@ -224,7 +232,7 @@ class ControlPlane:
             "the control plane does not accept a request",
             extra={"fields": {"method": method, "code": code, "detail": message}},
         )
-        return RequestRefusedError(f"{code}: {message}")
+        return RequestRefusedError(code, message)
 
     def _header_lines(self, timeout_s: float) -> str:
         key = (self._token.value(), round(timeout_s * 1000))

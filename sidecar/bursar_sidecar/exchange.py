@@ -37,8 +37,6 @@ _STREAMS = (
 _KEPT_BODY_MAX_BYTES = 64 << 10
 #: How long after the terminal marker of a stream its end is waited for.
 _END_WAIT_S = 2.0
-# What never reached the provider. Anything else may have.
-_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +88,7 @@ class Exchange:
         "_reader",
         "_request",
         "_response",
+        "_sent",
         "_spent",
         "_terms",
         "_upstream",
@@ -104,6 +103,7 @@ class Exchange:
         self._reader: Reader | None = None
         self._decoder: Decoder | None = None
         self._response: web.StreamResponse | None = None
+        self._sent = False  # something may have reached the provider
         self._spent = False  # the stream brought more than its budget bears
         self._upstream: UpstreamAnswer | None = None
         self.watch = Watch(request, terms.limits, terms.clock, terms.counts)
@@ -124,7 +124,9 @@ class Exchange:
             return self._refuse(problem) if problem is not None else await self._answer()
         finally:
             # The sidecar is stopping, or a defect: charge what is known.
-            if not call.closed and not self._terms.background.keeps(call):
+            if not self._sent:
+                gate.release(call)
+            elif not call.closed and not self._terms.background.keeps(call):
                 gate.settle(call, self._read_so_far().metered(Outcome.PARTIAL))
             if self._upstream is not None and not self._upstream.content.at_eof():
                 self._upstream.close()
@@ -139,7 +141,7 @@ class Exchange:
         self.watch.begin()
         try:
             self._upstream = await terms.channel.request(
-                forward.method, forward.origin, forward.url, forward.headers, body
+                forward.method, forward.origin, forward.url, forward.headers, body, self._sending
             )
             if self._upstream.status < 200:  # another protocol, which nobody asked for
                 self._upstream.close()
@@ -148,14 +150,10 @@ class Exchange:
             if not self.watch.interrupted():
                 raise
             return await self._unanswered()
-        except _NOT_SENT as error:
-            self.watch.end()
-            terms.gate.release(self._call)
-            late = isinstance(error, aiohttp.ConnectionTimeoutError)
-            self._note("connect_timeout" if late else "connect", error)
-            return (denial.upstream_timeout if late else denial.upstream_unreachable)(forward.upstream)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self.watch.end()
+            if not self._sent:
+                return self._unsent(isinstance(error, aiohttp.ConnectionTimeoutError), error)
             self._note("no_answer", error)
             # The connection ended without a word: a call that failed without usage (S17).
             reader = forward.dialect.reader(forward.asked, 502, "application/json")
@@ -166,9 +164,20 @@ class Exchange:
             forward.asked = forward.asked._replace(body=b"")  # streams can last, and be many
         return None
 
+    def _sending(self) -> None:
+        self._sent = True
+
+    def _unsent(self, late: bool, error: BaseException | None) -> Problem:
+        """Release a call of which the provider has seen nothing (S17)."""
+        self._terms.gate.release(self._call)
+        self._note("connect_timeout" if late else "connect", error)
+        return (denial.upstream_timeout if late else denial.upstream_unreachable)(self._forward.upstream)
+
     async def _unanswered(self) -> Problem:
         """Close a call that was cut short before the provider answered: it may be billed, so its input is charged."""
         gone = self.watch.stop is Stop.GONE
+        if not self._sent:
+            return self._unsent(True, None)
         if not gone:
             self._note("answer_timeout", None)
         metered = self._read_so_far().metered(Outcome.CANCELLED if gone else Outcome.PARTIAL)

@@ -161,29 +161,43 @@ class Outbox:
             ]
             if waiting or self._pending or self.failed:
                 self._append(waiting)
-                self._unwritten.clear()
         self._drop_done_segments()
+        for _ in range(len(self._segments) - 1):
+            live_bytes = sum(segment.live_bytes for segment in self._segments)
+            if self.size_bytes < self._max_bytes or live_bytes * 2 > self._max_bytes:
+                break
+            self._move_oldest()  # it is full of what is done, behind a little that is not
 
     async def sync(self) -> None:
         """Bring everything appended so far to the disk. Raises OSError where the disk refuses."""
         with contextlib.suppress(OutboxWriteError):
             self._append([])
-        while any(segment.synced_bytes < segment.size_bytes for segment in self._segments):
+        wanted = {segment.number: segment.size_bytes for segment in self._segments}
+        while any(segment.synced_bytes < wanted.get(segment.number, 0) for segment in self._segments):
             if self._syncing is None:
                 self._syncing = asyncio.ensure_future(self._sync())
             await asyncio.shield(self._syncing)
 
     def dead_letter(self, call: bytes, reason: str, message: str, readable: object) -> None:
-        """Put what the control plane will never accept aside for a person, on the disk, and forget it."""
+        """Put what the control plane will never accept aside for a person, on the disk, and forget it.
+
+        Raises OSError where that cannot be written (or what is owed not be read): then it is still owed.
+        """
         owed = self.owed(call)
         line = {"request_id": unpacked(call), "reason": reason, "message": message, "owed": readable}
         if owed is not None:
             line |= {"kind": owed[0].name, "payload_hex": owed[1].hex()}
         path = self._directory / DEAD_LETTER_NAME
+        data = json.dumps(line).encode() + b"\n"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        start = os.fstat(fd).st_size
         try:
-            os.write(fd, json.dumps(line).encode() + b"\n")
+            while data:
+                data = data[os.write(fd, data) :]
             os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, start)
+            raise
         finally:
             os.close(fd)
         self.done(call)
@@ -229,6 +243,8 @@ class Outbox:
         self.failed = False
         place = segment.size_bytes - len(data) + len(self._pending)
         self._pending.clear()
+        if self._unwritten:
+            self._unwritten.difference_update(record.call for record in records)
         for record, part in zip(records, parts, strict=True):
             self._place(record, _Entry(record.kind, segment, place, len(record.payload)))
             place += len(part)
@@ -262,8 +278,12 @@ class Outbox:
         self._directory_synced = False
         self._drop_done_segments()
         oldest = self._segments[0]
-        if len(self._segments) < 3 or oldest.live_bytes * 2 > oldest.size_bytes:
-            return
+        if len(self._segments) >= 3 and oldest.live_bytes * 2 <= oldest.size_bytes:
+            self._move_oldest()
+
+    def _move_oldest(self) -> None:
+        """Append what still counts in the oldest segment to the newest, and remove it."""
+        oldest = self._segments[0]
         moving = [(call, entry) for call, entry in self._entries.items() if entry.segment is oldest]
         with contextlib.suppress(OSError, OutboxWriteError):
             self._append(

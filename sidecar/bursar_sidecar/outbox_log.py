@@ -6,6 +6,7 @@ begins with MAGIC, so that a file of another kind is never read as one.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import re
@@ -127,27 +128,37 @@ class Segment:
         self.synced_bytes = 0
         self.live = 0
         self.live_bytes = 0
-        self.append(MAGIC)
+        try:
+            self.append(MAGIC)
+        except OSError:
+            os.close(self.fd)
+            self.path.unlink()
+            raise
 
     def append(self, data: bytes | bytearray) -> None:
-        """Append `data` whole or not at all; raises OSError (a full disk) having undone what was written."""
+        """Append `data` whole or not at all; raises OSError (a full disk) having undone what was written.
+
+        Where even that fails, what was written stays, as damage that readers pass over.
+        """
         start = self.size_bytes
         written = 0
         try:
             while written < len(data):
                 written += os.write(self.fd, data[written:] if written else data)
         except OSError:
-            if written:
+            self.size_bytes = start + written
+            with contextlib.suppress(OSError):
                 os.ftruncate(self.fd, start)
+                self.size_bytes = start
             raise
         self.size_bytes = start + written
 
     def payload(self, offset: int, size: int) -> bytes:
-        """Return the payload of the record that lies at `offset`; raises OSError where it cannot be read whole."""
-        data = os.pread(self.fd, size, offset + HEAD_BYTES)
-        if len(data) != size:
-            raise OSError(f"{self.path.name} ends within a record")
-        return data
+        """Return the payload of the record that lies at `offset`; raises OSError where it cannot be read as it was written."""
+        record = _record_at(os.pread(self.fd, HEAD_BYTES + size, offset), 0)
+        if record is None or len(record.payload) != size:
+            raise OSError(f"a record of {self.path.name} cannot be read")
+        return record.payload
 
 
 def segments(directory: Path) -> list[tuple[int, Path]]:

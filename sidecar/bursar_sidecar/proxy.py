@@ -166,45 +166,51 @@ class Proxy:
             return web.Response()
         if isinstance(opened, Problem):
             return self._refuse(dialect, opened, request_id, asked.stream)
-        if opened.fit_output_tokens is not None:
-            fitted = self._fitted(dialect, asked, opened, opened.fit_output_tokens)
+        forward: Forward | Problem | None = None
+        try:
+            forward = await self._prepared(request, route, caller, query, asked, opened)
+        finally:
+            if not isinstance(forward, Forward):
+                self._terms.gate.release(opened)
+        if isinstance(forward, Problem):
+            return self._refuse(dialect, forward, opened.request_id, asked.stream)
+        return Exchange(self._terms, request, forward, opened)
+
+    async def _prepared(
+        self,
+        request: web.BaseRequest,
+        route: Route,
+        caller: Caller,
+        query: str,
+        asked: ApiCall,
+        call: OpenCall,
+    ) -> Forward | Problem:
+        """Return an open call's request as it goes to the provider, or what the app is told where it cannot."""
+        if call.fit_output_tokens is not None:
+            fitted = route.upstream.dialect.with_output_limit(asked, call.fit_output_tokens)
             if fitted is None:
-                return self._refuse(dialect, denial.output_too_short(), opened.request_id, asked.stream)
+                return denial.output_too_short()
             asked = fitted
         forward = self._forward(request, route, caller, query, asked)
         signer = route.upstream.signer
         if signer is not None and (caller.own or not has_credentials(forward.headers, query)):
             forward.signer = signer
-            problem = await self._signed(signer, forward, opened)
+            problem = await self._signed(signer, forward, call)
             if problem is not None:
-                return self._refuse(dialect, problem, opened.request_id, asked.stream)
-        return Exchange(self._terms, request, forward, opened)
+                return problem
+        return forward
 
     async def _signed(self, signer: Signer, forward: Forward, call: OpenCall) -> Problem | None:
-        """Put a credential made for it on the request; return what the app is told where that cannot be, the call released."""
-        made = None
+        """Put a credential made for it on the request; return what the app is told where that cannot be."""
         try:
             made = await signer.headers(forward.method, forward.url, forward.headers, forward.asked.body)
         except SigningError as error:
             fields = {"upstream": forward.upstream, "reason": str(error), "request_id": call.request_id}
             self._terms.logger.warning("a provider's credential cannot be made", extra={"fields": fields})
             return _no_credential(forward.upstream, error)
-        finally:
-            if made is None:
-                self._terms.gate.release(call)
         without_credentials(forward.headers)
         provider_credential(made, forward.headers)
         return None
-
-    def _fitted(self, dialect: Dialect, asked: ApiCall, call: OpenCall, tokens: int) -> ApiCall | None:
-        """Return the request with the output limit that was allowed; the call is released where that cannot be."""
-        fitted = None
-        try:
-            fitted = dialect.with_output_limit(asked, tokens)
-        finally:
-            if fitted is None:
-                self._terms.gate.release(call)
-        return fitted
 
     def _forward(
         self, request: web.BaseRequest, route: Route, caller: Caller, query: str, asked: ApiCall

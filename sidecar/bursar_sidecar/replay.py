@@ -24,6 +24,8 @@ _LONGEST_PAUSE_S = 5.0
 #: google.rpc codes of items that no repetition makes acceptable: INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS
 #: (the id was reused), FAILED_PRECONDITION (too old, nobody's), OUT_OF_RANGE.
 _FINAL_CODES = frozenset({3, 5, 6, 9, 11})
+#: Connect's word for what is of no principal, or of months that are gone.
+_NOBODYS = "failed_precondition"
 
 
 class Replayer:
@@ -39,6 +41,7 @@ class Replayer:
         self._queue: deque[bytes] = deque()
         self._task: asyncio.Task[None] | None = None
         self._pause_s = 0.0
+        self._away = False
         self._wake = asyncio.Event()
 
     def add(self, calls: Iterable[bytes]) -> None:
@@ -53,8 +56,8 @@ class Replayer:
 
     @property
     def stuck(self) -> bool:
-        """Whether the last attempt failed and calls wait for the next one."""
-        return self._pause_s > 0 and bool(self._queue)
+        """Whether nobody could be asked at the last attempt, and calls wait for the next one."""
+        return self._away and bool(self._queue)
 
     @property
     def busy(self) -> bool:
@@ -80,8 +83,7 @@ class Replayer:
         if error.code not in _FINAL_CODES:
             return False
         reason = ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
-        self._bury(call, reason, error.message)
-        return True
+        return self._bury(call, reason, error.message)
 
     async def _run(self) -> None:
         try:
@@ -89,6 +91,7 @@ class Replayer:
                 batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_MAX_ITEMS))]
                 try:
                     again = await self._attempt(batch)
+                    self._away = False
                 except asyncio.CancelledError:
                     self._queue.extendleft(reversed(batch))
                     raise
@@ -96,6 +99,7 @@ class Replayer:
                     if not isinstance(error, OSError):  # neither the control plane nor the disk
                         self._logger.exception("replaying the outbox failed")
                     self._queue.extendleft(reversed(batch))  # what is done already is passed over
+                    self._away = True
                     await self._rest()
                     continue
                 self._queue.extend(again)
@@ -120,7 +124,7 @@ class Replayer:
     async def _attempt(self, batch: list[bytes]) -> list[bytes]:
         """Send what is owed for these calls; return those worth a repeat."""
         deducts: list[tuple[bytes, bytes]] = []
-        again: list[bytes] = []
+        releases: list[tuple[bytes, bytes]] = []
         for call in batch:
             try:
                 owed = self._outbox.owed(call)
@@ -132,11 +136,12 @@ class Replayer:
             if owed is None:
                 continue
             kind, payload = owed
-            if kind is Kind.DEDUCT:
-                deducts.append((call, payload))
-            elif not await self._release(call, payload):
+            (deducts if kind is Kind.DEDUCT else releases).append((call, payload))
+        again = await self._deduct(deducts)
+        for call, payload in releases:
+            if not await self._release(call, payload):
                 again.append(call)
-        return again + await self._deduct(deducts)
+        return again
 
     async def _deduct(self, items: list[tuple[bytes, bytes]]) -> list[bytes]:
         if not items:
@@ -145,8 +150,8 @@ class Replayer:
             results = await self._control_plane.deduct([payload for _, payload in items])
         except RequestRefusedError as error:
             if len(items) == 1:
-                self._bury(items[0][0], "REQUEST_REFUSED", str(error))
-                return []
+                call = items[0][0]
+                return [] if self._bury(call, "REQUEST_REFUSED", str(error)) else [call]
             middle = len(items) // 2
             return await self._deduct(items[:middle]) + await self._deduct(items[middle:])
         again: list[bytes] = []
@@ -160,32 +165,38 @@ class Replayer:
         return again
 
     async def _release(self, call: bytes, payload: bytes) -> bool:
-        """Send a release: the key's hash, and after it what else the request says."""
+        """Send a release: the key's hash, and after it what else the request says. Return whether it is off the books."""
         request = ReleaseHoldRequest.FromString(payload[_SHA256_BYTES:])
         request.request_id, request.api_key_sha256 = unpacked(call), payload[:_SHA256_BYTES].hex()
         try:
             await self._control_plane.release(request)
         except RequestRefusedError as error:
-            if request.HasField("refused"):  # no money is in a report: the log has what was wrong with it
+            # No money is in a report: the log has what was wrong with it. And what is nobody's has no hold.
+            if request.HasField("refused") or error.code == _NOBODYS:
                 self._outbox.done(call)
-            else:
-                self._bury(call, "REQUEST_REFUSED", str(error))
-            return True
+                return True
+            await self._control_plane.renew(())  # raises where it is the token that is wrong, not this call
+            return self._bury(call, "REQUEST_REFUSED", str(error))
         self._counts.releases += not request.HasField("refused")
         self._outbox.done(call)
         return True
 
-    def _bury(self, call: bytes, reason: str, message: str) -> None:
-        """Put what will never be accepted aside for a person."""
+    def _bury(self, call: bytes, reason: str, message: str) -> bool:
+        """Put what will never be accepted aside for a person; return whether that could be written."""
+        readable: object = None
+        try:
+            owed = self._outbox.owed(call)
+            if owed is not None and owed[0] is Kind.DEDUCT:
+                from google.protobuf.json_format import MessageToDict  # late: rarely needed, and not small
+
+                readable = MessageToDict(DeductRequest.FromString(owed[1]), preserving_proto_field_name=True)
+            self._outbox.dead_letter(call, reason, message, readable)
+        except OSError:
+            self._logger.exception("the outbox's dead-letter file cannot be written")
+            return False
         self._counts.dead_letters += 1
         self._logger.error(
             "the control plane will never accept this; it is in the outbox's dead-letter file",
             extra={"fields": {"request_id": unpacked(call), "reason": reason, "detail": message}},
         )
-        owed = self._outbox.owed(call)
-        readable: object = None
-        if owed is not None and owed[0] is Kind.DEDUCT:
-            from google.protobuf.json_format import MessageToDict  # late: rarely needed, and not small
-
-            readable = MessageToDict(DeductRequest.FromString(owed[1]), preserving_proto_field_name=True)
-        self._outbox.dead_letter(call, reason, message, readable)
+        return True

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import TypeAlias
 
 import aiohttp
@@ -22,6 +23,41 @@ from bursar_sidecar.headers import CONTENT_LENGTH
 #: aiohttp sends a larger body in pieces only if it is given a file.
 _WHOLE_BODY_MAX_BYTES = 1 << 20
 _HOST = istr("Host")
+
+
+class Connector(aiohttp.TCPConnector):
+    """Makes and keeps connections; one on which something came that nobody had asked for is not used again.
+
+    A provider that answers twice, or says 408 to a connection that waits, would answer the next request with it.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  (its own signature)
+    ) -> aiohttp.connector.Connection:
+        """Return a connection; raises as aiohttp's own."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
+def sending_noticed() -> aiohttp.TraceConfig:
+    """Return what a session needs so that `UpstreamChannel.request` can say when a request goes out."""
+    config = aiohttp.TraceConfig()
+    config.on_request_headers_sent.append(_noticed)
+    return config
+
+
+async def _noticed(
+    _session: aiohttp.ClientSession, context: SimpleNamespace, _sent: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    sending: Callable[[], None] | None = context.trace_request_ctx
+    if sending is not None:
+        sending()
 
 
 class Answer:
@@ -78,17 +114,23 @@ class UpstreamChannel:
         self._origins: dict[str, aiohttp.ClientRequest] = {}
 
     async def request(
-        self, method: str, origin: str, url: str, headers: CIMultiDict[str], body: bytes
+        self,
+        method: str,
+        origin: str,
+        url: str,
+        headers: CIMultiDict[str],
+        body: bytes,
+        sending: Callable[[], None],
     ) -> UpstreamAnswer:
         """Send a request and return the answer as soon as its head is there; redirects are not followed.
 
-        Raises aiohttp.ClientConnectorError or ConnectionTimeoutError where nothing was sent, else aiohttp.ClientError,
-        OSError or ValueError.
+        `sending` is called before the first byte goes out: where it was not, the provider has seen nothing. Raises
+        aiohttp.ClientError, OSError or ValueError.
         """
         proxy = self._proxies.get(origin)
         if method == "POST" and proxy is None and len(body) <= _WHOLE_BODY_MAX_BYTES:
             target = url[len(origin) :].partition("#")[0]
-            return await self._post(origin, target, headers, body)
+            return await self._post(origin, target, headers, body, sending)
         return await self._session.request(
             method,
             URL(url, encoded=True),
@@ -96,9 +138,17 @@ class UpstreamChannel:
             data=io.BytesIO(body) if len(body) > _WHOLE_BODY_MAX_BYTES else body or None,
             allow_redirects=False,
             proxy=proxy,
+            trace_request_ctx=sending,
         )
 
-    async def _post(self, origin: str, target: str, headers: CIMultiDict[str], body: bytes) -> UpstreamAnswer:
+    async def _post(
+        self,
+        origin: str,
+        target: str,
+        headers: CIMultiDict[str],
+        body: bytes,
+        sending: Callable[[], None],
+    ) -> UpstreamAnswer:
         there = self._origins.get(origin) or self._origin(origin)
         lines = CIMultiDict(((_HOST, there.headers[_HOST]),))
         lines.extend(headers)
@@ -114,6 +164,7 @@ class UpstreamChannel:
                 max_field_size=self._head_max_bytes,
             )
             writer = StreamWriter(protocol, there.loop)
+            sending()
             await writer.write_headers(f"POST {target or '/'} HTTP/1.1", lines)
             # Not waited for: an answer may come before all of it has gone out.
             await writer.write(body, drain=False)

@@ -83,6 +83,24 @@ async def test_it_starts_before_the_control_plane_and_its_token(
             assert await status_of(sidecar) == 200
 
 
+async def test_a_release_that_is_none_of_the_tokens_stops_nothing(
+    plane: Served, upstream: OddUpstream, tmp_path: Path
+) -> None:
+    """S17: a call of another tenant whose Check was not answered is put aside; the token is as good as before."""
+    settings = environment(plane.url, tmp_path, openai=upstream.url) | {"BURSAR_CHECK_TIMEOUT_MS": "300"}
+    async with running_sidecar(settings) as sidecar:
+        plane.service.releases_denied = True
+        plane.service.check_delay_s = 1.0
+        assert await status_of(sidecar) == 503
+        plane.service.check_delay_s = 0.0
+        await until(lambda: sidecar.sidecar.control_plane.reachable)
+        await until(lambda: sidecar.sidecar.counts.dead_letters == 1)
+        assert (await ready(sidecar))[0] == 200
+        async with await sidecar.post() as response:
+            assert response.headers["x-bursar-cost-usd"]
+        assert sidecar.sidecar.outbox.depth == 0
+
+
 async def test_an_open_gate_lets_calls_through_and_charges_them_later(
     plane: Served, upstream: OddUpstream, tmp_path: Path
 ) -> None:

@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from bursar.v1 import metering_pb2
 from support.fake_control_plane import Served
 from support.odd_upstream import CHAT, OddUpstream, json_answer
-from support.sidecars import RunningSidecar, environment, running_sidecar
+from support.sidecars import AUTHORIZED, CHAT_PATH, RunningSidecar, environment, running_sidecar, until
 
 
 @pytest.fixture
@@ -138,3 +139,78 @@ async def test_a_proxy_is_gone_through(
     async with running_sidecar(environment(plane.url, tmp_path, openai="http://provider.example")) as sidecar:
         assert await answered(sidecar) == (200, CHAT)
     assert upstream.heard[0].target == "http://provider.example/v1/chat/completions"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+async def test_an_answer_that_nobody_asked_for_is_nobodys(
+    sidecar: RunningSidecar, upstream: OddUpstream, method: str, pause_s: float
+) -> None:
+    """A provider that answers twice (or says 408 to a connection that waits) must not answer somebody else's call."""
+
+    async def twice(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(json_answer(CHAT))
+        await asyncio.sleep(pause_s)
+        writer.write(json_answer(b'{"of":"another"}'))
+
+    upstream.script = twice
+    assert await answered(sidecar) == (200, CHAT)
+    await asyncio.sleep(0.1)
+    upstream.script = None
+    request = sidecar.client.request(method, sidecar.url + CHAT_PATH, json={"model": "m"}, headers=AUTHORIZED)
+    async with request as response:
+        assert await response.read() == CHAT
+    assert upstream.connections == 2
+
+
+@asynccontextmanager
+async def silent() -> AsyncIterator[str]:
+    """Give the address of a provider that takes connections and never says anything, not even which TLS it speaks."""
+    made: list[asyncio.Transport] = []
+
+    class Silent(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            made.append(transport)
+
+    server = await asyncio.get_running_loop().create_server(Silent, "127.0.0.1", 0)
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for transport in made:
+            transport.abort()
+
+
+@pytest.mark.parametrize(("method", "size"), [("POST", 10), ("POST", 2 << 20), ("PUT", 10)])
+@pytest.mark.parametrize("why", ["app", "time", "stop"])
+async def test_a_call_that_is_given_up_before_it_was_sent_is_released(
+    plane: Served, tmp_path: Path, method: str, size: int, why: str
+) -> None:
+    """S17: the app leaves, the time is up or the sidecar stops while there is no connection yet: nothing was sent."""
+    async with silent() as provider:
+        settings = environment(plane.url, tmp_path, openai=provider)
+        settings |= {"BURSAR_ON_DISCONNECT": "CANCEL", "BURSAR_SHUTDOWN_TIMEOUT_MS": "200"}
+        if why == "time":
+            settings["BURSAR_UPSTREAM_ANSWER_TIMEOUT_MS"] = "300"
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * size}]})
+        async with running_sidecar(settings) as sidecar:
+            data = io.BytesIO(body.encode())
+            request = sidecar.client.request(method, sidecar.url + CHAT_PATH, data=data, headers=AUTHORIZED)
+            if why == "time":
+                async with request as response:
+                    assert response.status == 504
+            else:
+                asking = asyncio.ensure_future(request.__aenter__())
+                await until(lambda: sidecar.sidecar.gate.open_calls == 1)
+                await asyncio.sleep(0.1)
+                if why == "app":
+                    asking.cancel()
+                    await until(lambda: sidecar.sidecar.gate.open_calls == 0)
+                    await until(lambda: bool(plane.service.released))
+        if why == "stop":
+            with pytest.raises(aiohttp.ClientError):
+                await asking
+        assert [record.outcome for record in plane.service.records.values()] == []
+        assert len(plane.service.released) == 1
+        assert not plane.service.holds

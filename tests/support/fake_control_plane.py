@@ -66,6 +66,7 @@ class FakeControlPlane(MeteringService):
     duplicates: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     unsound_users: set[str] = field(default_factory=set)
+    releases_denied: bool = False  # the token is not for the tenants of these calls
     refused: list[pb.ReleaseHoldRequest] = field(default_factory=list)  # reports of calls that were refused
     renewed: list[list[str]] = field(default_factory=list)
     check_delay_s: float = 0.0
@@ -117,6 +118,8 @@ class FakeControlPlane(MeteringService):
                 raise ConnectError(Code.INVALID_ARGUMENT, "user_id: is no user")
             self.refused.append(request)
             return pb.ReleaseHoldResponse()
+        if self.releases_denied:
+            raise ConnectError(Code.PERMISSION_DENIED, "this token is not bound to the call's tenant")
         self.released.append(request.request_id)
         return pb.ReleaseHoldResponse(released=self.holds.pop(request.request_id, None) is not None)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import json
 import os
 from pathlib import Path
 
@@ -12,32 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bursar_sidecar import outbox_log
-from bursar_sidecar.ids import unpacked
-from bursar_sidecar.outbox import DEAD_LETTER_NAME, Outbox, OutboxInUseError, OutboxWriteError
+from bursar_sidecar.outbox import OutboxInUseError
 from bursar_sidecar.outbox_log import MAGIC, Kind, Record, encoded, last_of_each, scan
-
-MIB = 1 << 20
-KEY = bytes(range(32))
-
-
-def call(number: int) -> bytes:
-    return number.to_bytes(16, "big")
-
-
-def opened(directory: Path, max_bytes: int = 64 * MIB) -> Outbox:
-    return Outbox(directory, max_bytes)
-
-
-def files(directory: Path) -> list[Path]:
-    return [path for _, path in outbox_log.segments(directory)]
-
-
-def crashed(outbox: Outbox) -> None:
-    """Let go of the directory as the end of a process does: nothing more is written."""
-    for segment in outbox._segments:
-        os.close(segment.fd)
-    os.close(outbox._lock_fd)
+from support.outboxes import KEY, MIB, call, crashed, files, opened
 
 
 def test_what_was_owed_is_owed_after_a_crash(tmp_path: Path) -> None:
@@ -228,6 +202,40 @@ async def test_a_full_outbox_says_so_and_drops_nothing(tmp_path: Path) -> None:
     again.close()
 
 
+def test_one_call_that_lasts_does_not_keep_the_space_of_all_others(tmp_path: Path) -> None:
+    """After an outage that filled it, the outbox takes calls again although the oldest one is still open."""
+    outbox = opened(tmp_path, MIB)
+    outbox.opened([call(0)], [KEY])
+    outbox.sent(call(0))
+    number = 0
+    while not outbox.full or outbox._segments[-1].size_bytes > 5000:  # a new file has just begun
+        number += 1
+        outbox.deduct(call(number), b"x" * 1000)
+    outbox.opened([call(number + 1)], [KEY])  # another one, in the newest file
+    for done in range(1, number + 1):
+        outbox.done(call(done))
+    outbox.flush()
+    assert not outbox.full
+    assert outbox.size_bytes < MIB // 2
+    crashed(outbox)
+    again = opened(tmp_path, MIB)
+    assert again.recovered.sent == 1
+    assert again.recovered.owed == (call(number + 1),)
+    again.close()
+
+
+def test_a_full_outbox_moves_nothing_in_vain(tmp_path: Path) -> None:
+    outbox = opened(tmp_path, MIB)
+    number = 0
+    while not outbox.full:
+        outbox.deduct(call(number), b"x" * 1000)
+        number += 1
+    before = [path.stat().st_size for path in files(tmp_path)]
+    outbox.flush()
+    assert [path.stat().st_size for path in files(tmp_path)] == before
+    outbox.close()
+
+
 def test_two_sidecars_never_share_an_outbox(tmp_path: Path) -> None:
     outbox = opened(tmp_path)
     with pytest.raises(OutboxInUseError, match=f"in use by pid {os.getpid()}") as caught:
@@ -239,95 +247,3 @@ def test_two_sidecars_never_share_an_outbox(tmp_path: Path) -> None:
     assert caught.value.stopping
     outbox.close()
     opened(tmp_path).close()
-
-
-def test_a_full_disk_refuses_new_calls_and_keeps_charges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """S17: what cannot be written is not forwarded; a Deduct is kept in memory and written when there is room."""
-    outbox = opened(tmp_path)
-    outbox.opened([call(1)], [KEY])
-    real = os.write
-
-    def short(fd: int, data: bytes) -> int:
-        if len(data) > 10:
-            return real(fd, data[:10])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", short)
-    with pytest.raises(OutboxWriteError, match="No space left"):
-        outbox.sent(call(1))
-    outbox.deduct(call(2), b"two")
-    assert outbox.full
-    assert outbox.owed(call(2)) == (Kind.DEDUCT, b"two")
-    outbox.flush()
-    monkeypatch.undo()
-    outbox.flush()
-    assert not outbox.full
-    crashed(outbox)
-    again = opened(tmp_path)
-    assert again.recovered.torn_bytes == again.recovered.damaged_bytes == 0
-    assert again.recovered.owed == (call(1), call(2))
-    again.close()
-
-
-async def test_sync_brings_files_and_directory_to_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """S17: nothing is synced on the way; when asked, everything appended so far is, once for all who wait."""
-    synced: list[int] = []
-    directories: list[Path] = []
-    outbox = opened(tmp_path)
-    monkeypatch.setattr(outbox_log, "sync_file", synced.append)
-    monkeypatch.setattr(outbox_log, "sync_directory", directories.append)
-    outbox.deduct(call(1), b"one")
-    assert synced == []
-    await asyncio.gather(outbox.sync(), outbox.sync(), outbox.sync())
-    assert len(synced) == 1
-    await outbox.sync()
-    assert len(synced) == 1
-    outbox.deducts([(call(number), b"x" * 4000) for number in range(1100)])  # a second segment begins
-    await outbox.sync()
-    assert len(synced) >= 2
-    assert directories == [tmp_path]
-    outbox.close()
-
-
-async def test_a_disk_that_cannot_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(fd: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    outbox = opened(tmp_path)
-    outbox.deduct(call(1), b"one")
-    monkeypatch.setattr(outbox_log, "sync_file", broken)
-    with pytest.raises(OSError, match="Input/output"):
-        await outbox.sync()
-    monkeypatch.undo()
-    await outbox.sync()
-    outbox.close()
-
-
-def test_a_dead_letter_can_be_read_and_is_not_replayed(tmp_path: Path) -> None:
-    """S16: what is never accepted is put aside for a person, with everything that is needed to book it by hand."""
-    outbox = opened(tmp_path)
-    outbox.deduct(call(7), b"seven")
-    outbox.dead_letter(call(7), "REQUEST_TOO_OLD", "older than 13 months", {"model": "m"})
-    outbox.close()
-    line = json.loads((tmp_path / DEAD_LETTER_NAME).read_text())
-    assert line["request_id"] == unpacked(call(7))
-    assert line["reason"] == "REQUEST_TOO_OLD"
-    assert bytes.fromhex(line["payload_hex"]) == b"seven"
-    assert line["owed"] == {"model": "m"}
-    again = opened(tmp_path)
-    assert again.recovered.owed == ()
-    again.close()
-
-
-def test_others_cannot_read_it(tmp_path: Path) -> None:
-    directory = tmp_path / "new"
-    outbox = opened(directory)
-    outbox.deduct(call(1), b"one")
-    outbox.dead_letter(call(1), "R", "m", None)
-    outbox.close()
-    assert directory.stat().st_mode & 0o077 == 0
-    assert all(path.stat().st_mode & 0o077 == 0 for path in directory.iterdir())
