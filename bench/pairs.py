@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from uuid import UUID
 
 import psycopg
@@ -102,7 +101,7 @@ async def _lane_on(url: str) -> AsyncIterator[Ledger]:
     await asyncio.to_thread(migrate.prepare, url)
     engine = create_async_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
     async with engine.begin() as connection:
-        await ensure_partitions(connection, datetime.now(UTC))
+        await ensure_partitions(connection)
     await engine.dispose()
     policy, clock = Policy(), SystemClock()
     observer = MeteringObserver(Telemetry(), NotifyService())

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -52,7 +52,7 @@ from bursar_server.users.service import UserService
 from bursar_server.verify.service import SNAPSHOT_MS, VerifyService
 
 POSTGRES_FOLDER = "postgres"
-PARTITION_INTERVAL_S = 3600.0
+PARTITION_INTERVAL_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ async def running_control_plane(config: Config, telemetry: Telemetry) -> AsyncIt
         engine = build_engine(url)
         stack.push_async_callback(engine.dispose)
         rooms = build_rooms(engine, clock, config.default_daily_budget_nanos)
-        await _first_rows(config, rooms, clock)
+        await _first_rows(config, rooms)
         sidecar_token = await _tokens(config, rooms.tokens)
         metering, lanes = _metering(config, url, rooms, clock, telemetry)
         for lane in lanes:
@@ -205,17 +205,17 @@ async def running_control_plane(config: Config, telemetry: Telemetry) -> AsyncIt
         stack.push_async_callback(grpc.close, config.shutdown_timeout_ms / 1000)
         for work in (
             metering.sweep(config.sweep_delay_ms / 1000),
-            _keep_partitions(rooms.unit_of_work, clock),
+            _keep_partitions(rooms.unit_of_work),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         telemetry.start()
         yield ControlPlane(http.address, grpc.address, url, sidecar_token, rooms, telemetry, failed)
 
 
-async def _first_rows(config: Config, rooms: Rooms, clock: Clock) -> None:
+async def _first_rows(config: Config, rooms: Rooms) -> None:
     """Make what every installation has from the start: partitions, the catalogue's prices, the fallback price."""
     async with rooms.unit_of_work.begin() as conn:
-        await ensure_partitions(conn, clock.now())
+        await ensure_partitions(conn)
     async with rooms.unit_of_work.begin() as conn:
         await rooms.catalogue.ensure(conn)
     async with rooms.unit_of_work.begin() as conn:
@@ -294,14 +294,21 @@ def _readiness(
     return report  # type: ignore[return-value]
 
 
-async def _keep_partitions(unit_of_work: UnitOfWork, clock: Clock) -> None:
+async def _keep_partitions(unit_of_work: UnitOfWork) -> None:
     while True:
         await asyncio.sleep(PARTITION_INTERVAL_S)
-        with suppress(BursarError):
+        try:
             async with unit_of_work.begin() as conn:
-                made = await ensure_partitions(conn, clock.now())
-            if made:
-                logger.info("partitions made", extra={"partitions": made})
+                made = await ensure_partitions(conn)
+        except BursarError:
+            continue  # the database is away, which others say
+        except Exception:
+            logger.exception(
+                "partitions cannot be made; calls are refused when the months that exist are over"
+            )
+            continue
+        if made:
+            logger.info("partitions made", extra={"partitions": made})
 
 
 async def _stop_lanes(lanes: list[Lane]) -> None:

@@ -19,7 +19,6 @@ from bursar_server.db.embedded.directory import DirectoryLock
 from bursar_server.db.engine import build_engine
 from bursar_server.db.partitions import ensure_partitions
 from bursar_server.db.preconditions import DatabaseStartError, check_server_settings
-from bursar_server.kit.clock import SystemClock
 
 SERVER_VARIABLE = "BURSAR_TEST_DATABASE_URL"
 
@@ -109,7 +108,7 @@ async def migrated_template(server: DatabaseServer) -> str:
     engine = build_engine(server.url(name), pool_size=1)
     try:
         async with engine.begin() as connection:
-            await ensure_partitions(connection, SystemClock().now())
+            await ensure_partitions(connection)
     finally:
         await engine.dispose()
     return name

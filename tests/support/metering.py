@@ -48,6 +48,10 @@ class Ledger:
         cursor = self._connection.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
 
+    async def make_months(self) -> None:
+        """Make the months that there should be by now, as a control plane does."""
+        await _make_months(self.url)
+
     def bump(self, tenant_id: UUID = TENANT) -> None:
         self.sql("UPDATE config_versions SET version = version + 1 WHERE tenant_id = %s", tenant_id)
 
@@ -256,13 +260,17 @@ WHERE (coalesce(e.amount_nanos, 0), coalesce(e.amount_tokens, 0)) <> (p.nanos, p
         FROM jsonb_to_recordset(r.postings) g(account text, nanos bigint) WHERE g.account = 'GRANT') ELSE 0 END"""
 
 
+async def _make_months(url: str) -> None:
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
+    async with engine.begin() as connection:
+        await ensure_partitions(connection)
+    await engine.dispose()
+
+
 @asynccontextmanager
 async def ledger_on(url: str, *, policy: Policy | None = None, lanes: int = 1) -> AsyncIterator[Ledger]:
     """Run metering on a database; the test's model is priced."""
-    engine = create_async_engine(url.replace("postgresql://", "postgresql+psycopg://", 1))
-    async with engine.begin() as connection:
-        await ensure_partitions(connection, datetime.now(UTC))
-    await engine.dispose()
+    await _make_months(url)
     connection_ = psycopg.connect(url, autocommit=True)
     policy = policy or Policy()
     clock = SystemClock()

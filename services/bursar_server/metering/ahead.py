@@ -131,7 +131,7 @@ def ahead(calls: Sequence[Call], session: Session) -> Ahead:
         subjects,
         Rates({}, frozenset()),
         price_of,
-        session.oldest_record(),
+        session.months(),
         {},
         usual_nanos,
     )

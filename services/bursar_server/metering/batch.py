@@ -17,7 +17,7 @@ from bursar_server.db.lane import (
 from bursar_server.kit import ids
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.ledger import service as ledger
-from bursar_server.ledger.model import BalanceKey
+from bursar_server.ledger.model import BalanceKey, CallKey
 from bursar_server.ledger.service import MissingRowsError
 from bursar_server.metering import rules, store
 from bursar_server.metering.context import BatchContext, Rates
@@ -48,6 +48,14 @@ class StaleDirectoryError(Exception):
     """The configuration changed since it was read: the batch is repeated with what is new."""
 
 
+class MappedIdsError(Exception):
+    """Other ids stand for some that were given (S16): the batch is repeated with these."""
+
+    def __init__(self, mapped: dict[tuple[UUID, str], UUID]) -> None:
+        super().__init__("other ids stand for some that were given")
+        self.mapped = mapped
+
+
 class BatchRunner:
     """Runs batches on one connection. Belongs to one lane; not shared between threads."""
 
@@ -74,7 +82,10 @@ class BatchRunner:
                 needs.grants |= missing.grants
             except StaleDirectoryError:
                 self.session.rollback()
-                needs = self._needs_of(calls, reload=True)
+                needs = self._needs_of(calls, reload=True, mapped=needs.mapped)
+            except MappedIdsError as found:
+                self.session.rollback()
+                needs = self._needs_of(calls, mapped=found.mapped)
             except BaseException:
                 with suppress(DatabaseError):
                     self.session.rollback()
@@ -91,10 +102,16 @@ class BatchRunner:
         """Let calls keep their places in the queues of their budgets: they still wait."""
         store.renew_waits(self.session.connection, keys, PLACE_LASTS)
 
-    def _needs_of(self, calls: Sequence[Call], *, reload: bool = False) -> Needs:
+    def _needs_of(
+        self,
+        calls: Sequence[Call],
+        *,
+        reload: bool = False,
+        mapped: dict[tuple[UUID, str], UUID] | None = None,
+    ) -> Needs:
         refs = [call.principal for call in calls if not isinstance(call, ExpireCall)]
         subjects = self.session.directory.subjects(self.session.connection, refs, reload=reload)
-        needs = Needs(subjects, {})
+        needs = Needs(subjects, {}, mapped=mapped or {})
         now = self.session.database_now()
         unnamed = [
             call.request_id
@@ -118,7 +135,7 @@ class BatchRunner:
                 tenant_id, request_id = call.tenant_id, call.request_id
             else:
                 tenant_id = subjects[call.principal].tenant_id
-                request_id = self._request_id(call, tenant_id, now)
+                request_id = self._request_id(call, tenant_id, now, needs)
                 tenant_id = needs.owners.get(request_id, tenant_id)
             needs.request_ids[index] = request_id
             needs.tenants.add(tenant_id)
@@ -164,20 +181,28 @@ class BatchRunner:
             self._known_balances.clear()
         self._known_balances.update(key for key, _, _ in rows)
 
-    def _request_id(self, call: CheckCall | DeductCall | ReleaseCall, tenant_id: UUID, now: datetime) -> UUID:
-        """Return the id that a call is recorded under: its own, unless no partition can take it (S16)."""
+    def _request_id(
+        self, call: CheckCall | DeductCall | ReleaseCall, tenant_id: UUID, now: datetime, needs: Needs
+    ) -> UUID:
+        """Return the id that a call is recorded under: its own, unless that cannot be placed or another stands for it (S16)."""
         if not isinstance(call, DeductCall):
             return call.request_id
         given = call.request_id
-        made = ids.time_of_uuid7(given) if given else None
-        if given is None or made is None or made > now + rules.FARTHEST_AHEAD:
-            # What this process takes for now may be wrong: it slept, or the database's clock was set.
-            now = self.session.asked_now()
-            if given is None or made is None or made > now + rules.FARTHEST_AHEAD:
-                return store.odd_request_id(
-                    self.session.connection, tenant_id, call.given_id, ids.uuid7_at(now), now
-                )
-        return given
+        mapped = needs.mapped.get((tenant_id, call.said_id))
+        if mapped is not None:
+            return mapped
+        if given is not None and _can_be_placed(given, now):
+            return given
+        # What this process takes for now may be wrong: it slept, or the database's clock was set. And a call that is in
+        # the books has its place in them, wherever the clock was when it came there.
+        connection, now = self.session.connection, self.session.asked_now()
+        if given is not None and (
+            _can_be_placed(given, now)
+            or given in needs.owners
+            or store.is_known(connection, tenant_id, given)
+        ):
+            return given
+        return store.odd_request_id(connection, tenant_id, call.said_id, ids.uuid7_at(now), now)
 
     def _round(self, calls: Sequence[Call], needs: Needs, lock_timeout_ms: int | None) -> Outcome:
         context = self._locked(calls, needs, lock_timeout_ms)
@@ -202,7 +227,7 @@ class BatchRunner:
     def _locked(self, calls: Sequence[Call], needs: Needs, lock_timeout_ms: int | None) -> BatchContext:
         """Lock and read everything that the batch needs, in one round trip."""
         connection = self.session.connection
-        oldest = self.session.oldest_record()
+        months = self.session.fresh_months()
         tenants = [*needs.tenants, ids.PLATFORM_TENANT_ID]
         rate_keys = self._rate_keys(calls, needs)
         queued = holding_budgets(calls, needs.subjects)
@@ -219,6 +244,8 @@ class BatchRunner:
         )
         of_rates = send(store.LOCK_RATES, *columns_of(rate_keys, 2), times(rate_keys)) if rate_keys else None
         of_waits = send(store.READ_WAITS, *columns_of(queued, 2)) if queued else None
+        late = self._placed_late(calls, needs)
+        of_mapped = send(store.READ_MAPPED_IDS, *columns_of(late, 2)) if late else None
         self.session.pipeline.run()
         version_rows = of_versions.rows()
         locked = fetch()
@@ -230,6 +257,9 @@ class BatchRunner:
         now: datetime = version_rows[0][2]
         self.session.note_time(now)
         self._refuse_stale(needs, versions)
+        mapped = {(row[0], row[1]): row[2] for row in of_mapped.rows()} if of_mapped else {}
+        if mapped:
+            raise MappedIdsError(needs.mapped | mapped)
         budget_of = self.session.directory.budgets(connection, {key[:2] for key in locked.balances}, versions)
         stored = {(row[0], row[1], row[2]): row[3] for row in rate_rows}
 
@@ -251,7 +281,7 @@ class BatchRunner:
             needs.subjects,
             Rates(dict(stored), frozenset(stored)),
             price_of,
-            oldest,
+            months,
             needs.owners,
             self._usual_nanos,
             waits,
@@ -264,6 +294,20 @@ class BatchRunner:
             history.add(store.recent_costs(self.session.connection, tenant_id, RECENT_CALLS))
             history.note_read(tenant_id)
         return history.expected_nanos(tenant_id, api_key_id, model)
+
+    def _placed_late(self, calls: Sequence[Call], needs: Needs) -> list[CallKey]:
+        """Return the calls of Deducts whose ids can be placed now, but perhaps could not when they came first."""
+        late = []
+        for index, call in enumerate(calls):
+            request_id = needs.request_ids[index]
+            if (
+                isinstance(call, DeductCall)
+                and call.request_id == request_id
+                and request_id in needs.unknown_legs
+            ):
+                tenant_id = needs.subjects[call.principal].tenant_id
+                late.append((needs.owners.get(request_id, tenant_id), request_id))
+        return late
 
     def _rate_keys(self, calls: Sequence[Call], needs: Needs) -> list[store.RateKey]:
         window = rules.minute_of(self.session.database_now())
@@ -286,3 +330,8 @@ class BatchRunner:
                 continue
             if subject.tenant_version != known or subject.platform_version != platform:
                 raise StaleDirectoryError
+
+
+def _can_be_placed(request_id: UUID, now: datetime) -> bool:
+    made = ids.time_of_uuid7(request_id)
+    return made is not None and made <= now + rules.FARTHEST_AHEAD

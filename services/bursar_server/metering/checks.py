@@ -48,6 +48,7 @@ def evaluate_check(call: CheckCall, context: BatchContext) -> CheckAnswer | NewU
 def _evaluate(call: CheckCall, context: BatchContext) -> CheckAnswer | NewUser | Waiting:
     subject = context.subjects[call.principal]
     rules.check_request_id(call.request_id, context.now)
+    context.require_month(call.request_id)
     if call.allowed_tenants is not None and subject.tenant_id not in call.allowed_tenants:
         return _denied(call, [rules.problem_denial(Problem.KEY_UNKNOWN)], None)
     known = _known(call, subject, context)

@@ -7,6 +7,9 @@ from uuid import UUID
 
 from bursar_server.audit.model import AuditEvent
 from bursar_server.budgets.model import Budget
+from bursar_server.db.partitions import Months
+from bursar_server.kit import ids
+from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.kit.periods import period_key
 from bursar_server.ledger.model import BalanceKey, GrantState, Hold
 from bursar_server.ledger.rules import in_waterfall_order
@@ -39,13 +42,22 @@ class BatchContext:
     subjects: Mapping[PrincipalRef, Subject]
     rates: Rates
     price_of: PriceOf
-    oldest_record: datetime
+    months: Months
     # The tenants of calls that name no principal, by request.
     owners: Mapping[UUID, UUID]
     usual_nanos: Callable[[UUID, UUID | None, str], int | None]
     waits: Waits = field(default_factory=Waits)
     periods: dict[BalanceKey, tuple[datetime, datetime]] = field(default_factory=dict)
     audit: list[tuple[UUID, AuditEvent]] = field(default_factory=list)
+
+    def require_month(self, request_id: UUID) -> None:
+        """Raise DATABASE_UNAVAILABLE where no partition could take the call's record; they are made every minute."""
+        made = ids.time_of_uuid7(request_id)
+        if made is None or not self.months.start <= made < self.months.end:
+            raise BursarError(
+                Reason.DATABASE_UNAVAILABLE,
+                "nothing can be recorded in the month of this call yet; try again in a minute",
+            )
 
     def balance_key(self, budget: Budget, instant: datetime) -> BalanceKey:
         """Return the key of the balance that an instant counts in; one that is not locked has its period remembered."""

@@ -185,7 +185,7 @@ def _charge_unheld(
     # An id is made when a call begins: where it does not say when it did, and where what it says cannot be (S4, S12).
     made = ids.time_of_uuid7(request_id) or context.now
     started = min(call.start_time or made, made + rules.OLDEST_CHECK)
-    usage_time = min(context.now, max(started, context.oldest_record))
+    usage_time = min(context.now, max(started, context.months.start))
     tags = {**(subject.default_tags or {}), **call.tags}
     budgets = rules.applicable(subject, tags)
     legs = [
@@ -334,16 +334,17 @@ def evaluate_release(call: ReleaseCall, context: BatchContext) -> ReleaseAnswer:
         if call.refused is None:
             raise
         return ReleaseAnswer(False)
+    hold = context.hold_of(call.request_id, tenant_id)
+    known = hold is not None or bool(context.books.revisions((tenant_id, call.request_id)))
     made = ids.time_of_uuid7(call.request_id)
-    if made is None or made > context.now + rules.FARTHEST_AHEAD:
+    if made is None or (made > context.now + rules.FARTHEST_AHEAD and not known):
         raise rules.misplaced(context.now)
-    if made < context.oldest_record:
+    if made < context.months.start:
         raise BursarError(
             Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
         )
-    if call.refused is not None and not context.books.revisions((tenant_id, call.request_id)):
+    if call.refused is not None and not known:
         _audit_refused(call, call.refused, subject, context)
-    hold = context.hold_of(call.request_id, tenant_id)
     attribution = hold.attribution if hold else Attribution(
         tenant_id, subject.api_key_id, subject.user_id, subject.masked_key, subject.service_account,
         subject.group_ids, {}, "",

@@ -34,6 +34,10 @@ class Directory:
         self._budgets: OrderedDict[UUID, tuple[Budget, int]] = OrderedDict()
         self._prices: OrderedDict[UUID, tuple[PriceIndex, int]] = OrderedDict()
 
+    def forget(self) -> None:
+        """Read every principal again: what was remembered of them was so by a clock that was set back since."""
+        self._subjects.clear()
+
     def subjects(
         self, connection: LaneConnection, refs: Iterable[PrincipalRef], *, reload: bool = False
     ) -> dict[PrincipalRef, Subject]:
@@ -85,10 +89,6 @@ class Directory:
         self._budgets.move_to_end(budget.budget_id)
         while len(self._budgets) > MAX_BUDGETS:
             self._budgets.popitem(last=False)
-
-    def forget(self, ref: PrincipalRef) -> None:
-        """Read this principal again next time."""
-        self._subjects.pop(ref, None)
 
     def budgets(
         self, connection: LaneConnection, keys: Iterable[tuple[UUID, UUID]], versions: Mapping[UUID, int]

@@ -43,7 +43,7 @@ def evaluate(call: Call, request_id: UUID, context: BatchContext) -> Result:
 
 def _check_age(request_id: UUID, context: BatchContext) -> None:
     made = ids.time_of_uuid7(request_id)
-    if made is None or made < context.oldest_record:
+    if made is None or made < context.months.start:
         raise BursarError(
             Reason.REQUEST_TOO_OLD, "request_id: older than the months that are kept", field="request_id"
         )

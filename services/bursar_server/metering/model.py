@@ -152,6 +152,11 @@ class DeductCall(NamedTuple):
     # By which policy a sidecar that could not ask let the call through.
     degraded: OnUnreachable | None = None
 
+    @property
+    def said_id(self) -> str:
+        """The id that was given, always written alike: what another one can stand for (S16)."""
+        return self.given_id if self.request_id is None else str(self.request_id)
+
 
 @dataclass(frozen=True)
 class RefusedCalls:

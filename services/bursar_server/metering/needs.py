@@ -24,6 +24,8 @@ class Needs:
     unknown_legs: set[UUID] = field(default_factory=set)
     tenants: set[UUID] = field(default_factory=set)
     owners: dict[UUID, UUID] = field(default_factory=dict)
+    # Ids that stand for those that could not be placed, by the tenant and the id that was given.
+    mapped: dict[tuple[UUID, str], UUID] = field(default_factory=dict)
 
 
 def times(rate_keys: Sequence[store.RateKey]) -> str:

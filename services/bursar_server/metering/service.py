@@ -28,6 +28,8 @@ from bursar_server.metering.session import Session
 
 SWEEP_INTERVAL_S = 1.0
 SWEEP_LIMIT = 1_000
+# No hold expires later than so many times its lease from now, another process's setting considered.
+LEASES_LEFT = 10
 
 EnsureUser = Callable[[UUID, str], Awaitable[object]]
 """Makes the user of an e-mail in a tenant, if it is not there yet."""
@@ -154,7 +156,7 @@ class MeteringService:
                 await self.sweep_once()
                 rounds += 1
                 if rounds % 60 == 0:
-                    await self._lanes[0].perform(_tidy)
+                    await self.tidy_once()
             await self._clock_sleep(SWEEP_INTERVAL_S)
 
     async def sweep_once(self) -> int:
@@ -169,11 +171,16 @@ class MeteringService:
             logger.warning("expired calls could not be settled and are tried again", extra={"calls": failed})
         return len(calls) - failed
 
+    async def tidy_once(self) -> None:
+        """Delete what is over, and have holds expire in time that a clock which was set back has left far ahead."""
+        lease_ms = self._policy.hold_lease_ms
+
+        def task(session: Session) -> None:
+            store.purge_rate_windows(session.connection)
+            store.purge_waits(session.connection)
+            store.expire_in_time(session.connection, lease_ms, LEASES_LEFT * lease_ms)
+
+        await self._lanes[0].perform(task)
+
     async def _clock_sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-def _tidy(session: Session) -> None:
-    store.purge_rate_windows(session.connection)
-    store.purge_waits(session.connection)
-    session.forget_partitions()

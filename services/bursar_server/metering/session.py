@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from bursar_server.db.lane import LaneConnection, Pipeline
+from bursar_server.db.partitions import Months, months_between
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.ledger.model import Source
@@ -13,6 +14,12 @@ from bursar_server.metering.evaluation import Outcome, Result
 from bursar_server.metering.history import CostHistory
 from bursar_server.metering.memory import Memory
 from bursar_server.metering.model import Policy
+
+# A clock that is further back than this was set.
+STEP_BACK = timedelta(seconds=5)
+# Months are made and dropped by others: they are looked for again after so long, and on the days at their edges.
+MONTHS_LAST_S = 60.0
+_EDGE = timedelta(days=1)
 
 
 class Session:
@@ -33,13 +40,15 @@ class Session:
         self.policy = policy
         self.clock = clock
         self.memory = Memory()
-        self._oldest_record: datetime | None = None
+        self._months: tuple[Months, float] | None = None
         self._database_time: tuple[datetime, float] | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether the database's clock and its oldest month are known without asking."""
-        return self._database_time is not None and self._oldest_record is not None
+        """Whether the database's clock and its months are known without asking, and now is none of the outermost days."""
+        if self._database_time is None or self._months is None:
+            return False
+        return _well_within(self.database_now(), self._months[0])
 
     def database_now(self) -> datetime:
         """Return about what the database's clock says; the batch itself asks it."""
@@ -58,25 +67,32 @@ class Session:
 
     def note_time(self, database_now: datetime) -> None:
         """Take what the database's clock said just now."""
+        if self._database_time is not None and database_now < self.database_now() - STEP_BACK:
+            self.directory.forget()  # what was left out as over may not be
         self._database_time = (database_now, self.clock.monotonic())
 
-    def oldest_record(self) -> datetime:
-        """Return the first instant whose records are kept."""
-        if self._oldest_record is None:
-            name = store.oldest_partition_name(self.connection)
-            if name is None:
-                raise BursarError(
-                    Reason.DATABASE_UNAVAILABLE, "the database has no partitions; run `bursar migrate`"
-                )
-            year, month = name.removeprefix("usage_records_").split("_")
-            self._oldest_record = self.database_now().replace(
-                year=int(year), month=int(month), day=1, hour=0, minute=0, second=0, microsecond=0
-            )
-        return self._oldest_record
+    def months(self) -> Months:
+        """Return the months that records can be of, as they were known last."""
+        return self._months[0] if self._months is not None else self._asked_months()
 
-    def forget_partitions(self) -> None:
-        """Look for the oldest partition again: months were made or dropped."""
-        self._oldest_record = None
+    def fresh_months(self) -> Months:
+        """Return the months that records can be of; asks for them where that was long ago, or now is in none of them."""
+        now, monotonic = self.database_now(), self.clock.monotonic()
+        if self._months is not None:
+            months, asked = self._months
+            if monotonic - asked < MONTHS_LAST_S and _well_within(now, months):
+                return months
+        return self._asked_months()
+
+    def _asked_months(self) -> Months:
+        names = store.partition_names(self.connection)
+        if names is None:
+            raise BursarError(
+                Reason.DATABASE_UNAVAILABLE, "the database has no partitions; run `bursar migrate`"
+            )
+        months = months_between(*names)
+        self._months = (months, self.clock.monotonic())
+        return months
 
     def rollback(self) -> None:
         """End the transaction that failed."""
@@ -96,3 +112,7 @@ class Session:
         )  # fmt: skip
         expired = [record for record in written if record.source is Source.EXPIRY]
         return Outcome(results, context.books.fired, expired, bool(context.books.gone_holds))
+
+
+def _well_within(now: datetime, months: Months) -> bool:
+    return months.start + _EDGE <= now < months.end - _EDGE

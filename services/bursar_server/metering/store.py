@@ -32,6 +32,9 @@ SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %s, true)"
 LOCK_TENANTS = (
     "SELECT pg_advisory_xact_lock_shared(k) FROM (SELECT unnest(%s::bigint[]) AS k ORDER BY 1) AS o"
 )
+READ_MAPPED_IDS = """
+SELECT o.tenant_id, o.given_id, o.request_id
+FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, r) JOIN odd_request_ids o ON o.tenant_id = k.t AND o.given_id = k.r::text"""
 READ_VERSIONS = (
     "SELECT tenant_id, version, clock_timestamp() FROM config_versions WHERE tenant_id = ANY(%s::uuid[])"
 )
@@ -234,11 +237,14 @@ def budget_of(row: Row) -> Budget:
 
 
 def grants_of(connection: Connection[Row], users: Sequence[tuple[UUID, UUID]]) -> dict[UUID, list[UUID]]:
-    """Return the grants of users that are neither revoked nor over, by user; a correction can give money back to one."""
+    """Return the grants of users that are not revoked, by user; a correction can give money back to one that is spent.
+
+    Those that are just over too: they pay for calls of their time that come late, after an outage (S7, S12).
+    """
     rows = connection.execute(
         "SELECT g.user_id, g.grant_id FROM unnest(%s::uuid[], %s::uuid[]) AS w(t, u)"
         " JOIN grants g ON g.tenant_id = w.t AND g.user_id = w.u"
-        " WHERE g.revoke_time IS NULL AND g.expires_at > now()",
+        " WHERE g.revoke_time IS NULL AND g.expires_at > now() - interval '1 day'",
         ([tenant_id for tenant_id, _ in users], [user_id for _, user_id in users]),
     ).fetchall()
     grants: dict[UUID, list[UUID]] = {}
@@ -308,6 +314,28 @@ def odd_request_id(
     return row[0] if row else made
 
 
+def is_known(connection: Connection[Row], tenant_id: UUID, request_id: UUID) -> bool:
+    """Return whether a call is open, or was."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM holds WHERE tenant_id = %s AND request_id = %s)"
+        " OR EXISTS (SELECT FROM usage_records WHERE tenant_id = %s AND request_id = %s)",
+        (tenant_id, request_id) * 2,
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def expire_in_time(connection: Connection[Row], lease_ms: int, most_ms: int) -> None:
+    """Have holds expire after `lease_ms` that would only after more than `most_ms`: the database's clock was set back."""
+    connection.execute(
+        "WITH far AS (SELECT tenant_id, request_id FROM holds"
+        " WHERE lease_expire_time > clock_timestamp() + %s * interval '1 millisecond'"
+        " ORDER BY tenant_id, request_id FOR UPDATE SKIP LOCKED)"
+        " UPDATE holds h SET lease_expire_time = clock_timestamp() + %s * interval '1 millisecond' FROM far f"
+        " WHERE h.tenant_id = f.tenant_id AND h.request_id = f.request_id",
+        (most_ms, lease_ms),
+    )
+
+
 def renew_holds(
     connection: Connection[Row], request_ids: Sequence[UUID], tenant_ids: Sequence[UUID] | None, lease_ms: int
 ) -> tuple[datetime, set[UUID]]:
@@ -333,8 +361,10 @@ def expired_holds(connection: Connection[Row], limit: int) -> list[tuple[UUID, U
 
 
 def purge_rate_windows(connection: Connection[Row]) -> None:
-    """Delete the rate windows that are older than two minutes (F093)."""
-    connection.execute("DELETE FROM rate_windows WHERE window_start < now() - interval '2 minutes'")
+    """Delete the rate windows that are older than two minutes (F093), and those of a clock that was set back since."""
+    connection.execute(
+        "DELETE FROM rate_windows WHERE window_start NOT BETWEEN now() - interval '2 minutes' AND now() + interval '2 minutes'"
+    )
 
 
 def leave_waits(connection: Connection[Row], keys: Sequence[WaitKey]) -> None:
@@ -357,10 +387,10 @@ def purge_waits(connection: Connection[Row]) -> None:
     connection.execute("DELETE FROM check_waits WHERE expire_time < now() - interval '1 minute'")
 
 
-def oldest_partition_name(connection: Connection[Row]) -> str | None:
-    """Return the name of the oldest partition of records."""
+def partition_names(connection: Connection[Row]) -> tuple[str, str] | None:
+    """Return the names of the oldest and the newest partition of records; None where there is none."""
     row = connection.execute(
-        "SELECT min(c.relname) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+        "SELECT min(c.relname), max(c.relname) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
         " JOIN pg_class p ON p.oid = i.inhparent WHERE p.relname = 'usage_records'"
     ).fetchone()
-    return row[0] if row else None
+    return (row[0], row[1]) if row and row[0] else None
