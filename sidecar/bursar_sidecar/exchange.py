@@ -17,6 +17,7 @@ from bursar_sidecar.background import Background
 from bursar_sidecar.clock import Clock
 from bursar_sidecar.decoding import Decoder, DecodingError, OpaqueReader, UnknownCodingError, decoder_for
 from bursar_sidecar.gate import Gate, OpenCall
+from bursar_sidecar.messages import unheard
 from bursar_sidecar.money import usd_text
 from bursar_sidecar.outbox import OutboxWriteError
 from bursar_sidecar.providers.base import ApiCall, Dialect, Later, Outcome, Problem, Reader
@@ -123,20 +124,27 @@ class Exchange:
             problem = await self._send()
             return self._refuse(problem) if problem is not None else await self._answer()
         finally:
-            # The sidecar is stopping, or a defect: charge what is known.
+            # Still open where the sidecar is stopping, or has a defect.
             if not self._sent:
                 gate.release(call)
             elif not call.closed and not self._terms.background.keeps(call):
-                gate.settle(call, self._read_so_far().metered(Outcome.PARTIAL))
+                self._settle()
             if self._upstream is not None and not self._upstream.content.at_eof():
                 self._upstream.close()
+
+    def _settle(self) -> None:
+        """Charge what is known; where even that has a defect, what is charged of which nothing is."""
+        try:
+            self._terms.gate.settle(self._call, self._read_so_far().metered(Outcome.PARTIAL))
+        except Exception:
+            self._terms.logger.exception("a defect of the sidecar")
+            self._terms.gate.settle(self._call, unheard(self._call.ask))
 
     # -- to the provider -----------------------------------------------------------------------------
 
     async def _send(self) -> Problem | None:
         """Send the request and wait for the answer's head; return what the app is told where there is none."""
-        forward, terms = self._forward, self._terms
-        body = forward.asked.body
+        forward, terms, body = self._forward, self._terms, self._forward.asked.body
         terms.counts.calls[forward.upstream] += 1
         self.watch.begin()
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bursar.v1 import metering_pb2
+from bursar_sidecar.providers.readers import JsonReader
 from support.fake_control_plane import KEY, Served
 from support.odd_upstream import CHAT, OddUpstream, head, json_answer
 from support.sidecars import AUTHORIZED, CHAT_PATH, RunningSidecar, environment, running_sidecar, until
@@ -31,6 +32,27 @@ async def sidecar(plane: Served, upstream: OddUpstream, tmp_path: Path) -> Async
 def only_record(plane: Served) -> object:
     (record,) = plane.service.records.values()
     return record
+
+
+@pytest.mark.parametrize("stage", ["feed", "metered"])
+async def test_a_defect_of_the_sidecar_loses_no_charge(
+    sidecar: RunningSidecar, plane: Served, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """S17: an answer that its reader cannot cope with is charged an estimate, and the call is open no longer."""
+
+    def broken(*_: object) -> object:
+        raise RecursionError("nobody thought of this")
+
+    monkeypatch.setattr(JsonReader, stage, broken)
+    monkeypatch.setattr(JsonReader, "metered", broken)
+    async with await sidecar.post() as response:
+        assert response.status == 500
+        assert json.loads(await response.read())["error"]["code"] == "INTERNAL"
+    await until(lambda: bool(plane.service.records))
+    record = plane.service.records[response.headers["x-bursar-request-id"]]
+    assert record.estimated
+    assert record.items[0].usage.output_tokens > 0
+    assert sidecar.sidecar.gate.open_calls == 0
 
 
 async def test_a_call_is_checked_forwarded_and_charged(
