@@ -32,6 +32,7 @@ GROUP = "bursar_server"
 # mypyc (an attribute of an exception, added to in place), rpc/ is awaited more than it computes.
 MODULES = {
     "budgets": ("model", "rules"),
+    "db": ("binary",),
     "kit": ("ids", "money", "periods"),
     "ledger": ("model", "rows", "rules", "service", "store"),
     "metering": (

@@ -101,3 +101,10 @@ def test_a_database_of_another_encoding_is_refused(database_server: DatabaseServ
             check_server_settings(connection)
     finally:
         database_server.drop(name)
+
+
+def test_a_role_that_may_make_nothing_temporary_is_refused(connection: Connection) -> None:
+    answer = "RETURNS boolean LANGUAGE sql AS 'SELECT false'"
+    answer_instead(connection, "has_database_privilege", "name, text", answer)
+    with pytest.raises(ServerRefusedError, match="GRANT TEMPORARY"):
+        check_server_settings(connection)

@@ -1,9 +1,9 @@
 """What a lane of the hot path knows of its database: a blocking connection, round trips, and which errors mean what."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import psycopg
@@ -12,6 +12,8 @@ from psycopg.abc import PQGen, Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
+
+from bursar_server.db import binary
 
 LaneConnection = psycopg.Connection[Any]
 """A lane's own connection: blocking, in autocommit; its batches go through a `Pipeline`."""
@@ -37,10 +39,17 @@ FOLLOWS_ERROR = errors.InFailedSqlTransaction
 _FAILED = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE, ExecStatus.PIPELINE_ABORTED)
 
 
-class Send(Protocol):
-    """Queues a statement with the texts of its parameters; the answer can be read after the round trip."""
+class Rows(NamedTuple):
+    """Rows of one of the types that the connection was given, in binary: a parameter."""
 
-    def __call__(self, statement: str, *parameters: str | None) -> "Answer":
+    row_type: str
+    rows: Sequence[bytes]
+
+
+class Send(Protocol):
+    """Queues a statement with its parameters, texts or rows; the answer can be read after the round trip."""
+
+    def __call__(self, statement: str, *parameters: str | Rows | None) -> "Answer":
         """Queue it."""
 
 
@@ -63,12 +72,14 @@ class Pipeline:
     """Statements that are sent together and answered together: one round trip, whatever their number.
 
     A statement (parameters as `%s`) is prepared when its connection sees it first. Parameters are sent as text, which the
-    statement casts where the server cannot know better. psycopg's own pipeline costs ten times as much for each of them,
-    which is most of what a batch of one takes.
+    statement casts where the server cannot know better, but for rows: `row_types` are their types by name, made for this
+    connection alone, each with its columns as a declaration has them. psycopg's own pipeline costs ten times as much for each
+    statement, which is most of what a batch of one takes.
     """
 
-    def __init__(self, connection: LaneConnection) -> None:
+    def __init__(self, connection: LaneConnection, row_types: Mapping[str, str] | None = None) -> None:
         self.connection = connection
+        self._row_types = _made_types(connection, row_types) if row_types else {}
         self._transformer: Transformer = adapt.Transformer(connection)
         self._names: dict[str, bytes] = {}
         self._commands: list[Callable[[], None]] = []
@@ -79,7 +90,7 @@ class Pipeline:
         self._exchange: PQGen[list[list[PGresult]]] | None = None
         self._results: list[list[PGresult]] | None = None
 
-    def send(self, statement: str, *parameters: str | None) -> Answer:
+    def send(self, statement: str, *parameters: str | Rows | None) -> Answer:
         """Queue a statement."""
         pgconn = self.connection.pgconn
         name = self._names.get(statement)
@@ -89,8 +100,14 @@ class Pipeline:
             self._names[statement] = name
             self._commands.append(partial(pgconn.send_prepare, name, _numbered(statement)))
             self._waiting.append((statement, name))
-        values = [None if value is None else value.encode() for value in parameters]
-        self._commands.append(partial(pgconn.send_query_prepared, name, values))
+        values = [
+            binary.rows(self._row_types[value.row_type], value.rows)
+            if isinstance(value, Rows)
+            else None if value is None else value.encode()
+            for value in parameters
+        ]  # fmt: skip
+        formats = [int(isinstance(value, Rows)) for value in parameters]
+        self._commands.append(partial(pgconn.send_query_prepared, name, values, formats))
         answer = Answer(self._transformer)
         self._waiting.append(answer)
         return answer
@@ -183,6 +200,21 @@ def _exchanged(pgconn: PGconn, expected: int) -> PQGen[list[list[PGresult]]]:
     while len(results) < expected:
         results.append((yield from generators.fetch_many(pgconn)))
     return results
+
+
+def _made_types(connection: LaneConnection, row_types: Mapping[str, str]) -> dict[str, int]:
+    """Make types that end with the connection; return their numbers."""
+    query = "SELECT typname, oid FROM pg_catalog.pg_type WHERE typnamespace = pg_catalog.pg_my_temp_schema()"
+    made = dict(connection.execute(query).fetchall())
+    missing = [
+        f"CREATE TYPE pg_temp.{name} AS ({columns})"
+        for name, columns in row_types.items()
+        if name not in made
+    ]
+    if missing:
+        connection.execute(";".join(missing).encode())
+        made = dict(connection.execute(query).fetchall())
+    return {name: made[name] for name in row_types}
 
 
 def _numbered(statement: str) -> bytes:

@@ -15,7 +15,8 @@ SELECT current_setting('server_version_num')::int,
        pg_is_in_recovery(),
        current_setting('fsync', true),
        current_setting('full_page_writes', true),
-       current_setting('synchronous_commit', true)
+       current_setting('synchronous_commit', true),
+       has_database_privilege(current_database(), 'TEMPORARY')
 """
 
 
@@ -35,7 +36,7 @@ def check_server_settings(connection: psycopg.Connection[Any]) -> None:
 
     Raises:
         ServerRefusedError: fsync, full_page_writes or synchronous_commit is off; PostgreSQL is older than 15; the
-            database is not UTF8; the server is a standby, which takes no writes.
+            database is not UTF8; the server is a standby, which takes no writes; the role may not make temporary objects.
 
     """
     was_idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
@@ -44,7 +45,7 @@ def check_server_settings(connection: psycopg.Connection[Any]) -> None:
         connection.rollback()
     if row is None:  # a SELECT without FROM has one row
         raise ServerRefusedError("the database server did not say what it is")
-    version_number, version, is_standby, *durability = row
+    version_number, version, is_standby, *durability, may_make_temporary = row
     if version_number < MINIMUM_MAJOR_VERSION * 10_000:
         raise ServerRefusedError(
             f"PostgreSQL {MINIMUM_MAJOR_VERSION} or newer is needed; this server is PostgreSQL {version}"
@@ -56,6 +57,11 @@ def check_server_settings(connection: psycopg.Connection[Any]) -> None:
     if encoding != "UTF8":
         raise ServerRefusedError(
             f"the database's encoding is {encoding}; create it with ENCODING 'UTF8' TEMPLATE template0"
+        )
+    if not may_make_temporary:
+        raise ServerRefusedError(
+            "the role may not make temporary objects in this database, which rows are written with;"
+            " GRANT TEMPORARY ON DATABASE … TO it"
         )
     for name, value in zip(_DURABILITY_SETTINGS, durability, strict=True):
         if value == "off":

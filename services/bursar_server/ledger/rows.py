@@ -1,9 +1,28 @@
-"""The rows of the ledger as JSON: what the batch's INSERT and UPDATE statements take."""
+"""The rows of the ledger as a batch's statements take them: in binary (docs/adr/0013-rows-in-binary.md), a few as JSON.
+
+Each table that is written for every call has a type on the lane's own connection, of the columns named here.
+"""
 
 from collections.abc import Mapping
 from datetime import date, datetime
+from typing import Final
 from uuid import UUID
 
+import orjson
+
+from bursar_server.db import binary
+from bursar_server.db.binary import (
+    boolean,
+    booleans,
+    four_int8s,
+    int8,
+    int8s,
+    jsonb,
+    text,
+    timestamp,
+    uuid,
+    uuids,
+)
 from bursar_server.db.tables import ROLLUP_COUNTERS
 from bursar_server.kit.periods import day_of
 from bursar_server.ledger.model import (
@@ -21,113 +40,246 @@ from bursar_server.pricing.model import Usage
 Quarters = Mapping[tuple[tuple[UUID, UUID, UUID, str, str], datetime], list[int]]
 """What a batch adds to rollups, by (tenant, user, key, provider, model) and quarter-hour."""
 
+_ATTRIBUTION = "tenant_id uuid, api_key_id uuid, user_id uuid, masked_key text, group_ids uuid[], tags jsonb, session_id text"
+_BALANCE = "spent_nanos bigint, held_nanos bigint, spent_tokens bigint, held_tokens bigint, shadow_denials bigint, alerted_pct integer"
+_ROLLUP = (
+    f"user_id uuid, api_key_id uuid, provider text, model text, {' bigint, '.join(ROLLUP_COUNTERS)} bigint"
+)
+COLUMNS: Mapping[str, str] = {
+    "balance_row": f"tenant_id uuid, budget_id uuid, period_key text, {_BALANCE}",
+    "taken_balance_row": f"tenant_id uuid, budget_id uuid, period_key text, {_BALANCE}, was_"
+    + _BALANCE.replace(", ", ", was_"),
+    "hold_row": f"{_ATTRIBUTION}, request_id uuid, check_sha256 text, check_time timestamptz, lease_expire_time timestamptz,"
+    " service_account boolean, provider text, model text, estimate_input_tokens bigint, estimate_output_tokens bigint,"
+    " release_on_expiry boolean, leg_tenant_ids uuid[], leg_budget_ids uuid[], leg_period_keys text[],"
+    " leg_user_scoped boolean[], leg_nanos bigint[], leg_tokens bigint[], grant_ids uuid[], grant_nanos bigint[]",
+    "record_row": f"{_ATTRIBUTION}, request_id uuid, revision smallint, source text, body_sha256 text, usage_time timestamptz,"
+    " posted_time timestamptz, start_time timestamptz, end_time timestamptz, provider text, model text, service_tier text,"
+    " outcome text, items jsonb, price_id uuid, input_tokens bigint, output_tokens bigint, input_cost_nanos bigint,"
+    " output_cost_nanos bigint, other_cost_nanos bigint, cost_nanos bigint, provider_cost_nanos bigint,"
+    " overage_nanos bigint, hold_shortfall_nanos bigint, estimated boolean, unpriced boolean, lease_expired boolean,"
+    " unchecked boolean, postings jsonb",
+    "entry_row": "tenant_id uuid, op_id uuid, revision smallint, usage_time timestamptz, posted_time timestamptz,"
+    " leg smallint, kind text, account text, account_tenant_id uuid, account_id uuid, period_key text, amount_nanos bigint,"
+    " amount_tokens bigint",
+    "quarter_row": f"tenant_id uuid, bucket_time timestamptz, {_ROLLUP}",
+    "day_row": f"tenant_id uuid, bucket_day date, {_ROLLUP}",
+}
+"""The columns of each type of rows, in their order, as its declaration has them."""
 
-def balance_row(state: BalanceState) -> dict[str, object]:
-    """Return a row of `balances`."""
-    return {
-        "tenant_id": state.key[0],
-        "budget_id": state.key[1],
-        "period_key": state.key[2],
-        "spent_nanos": state.spent_nanos,
-        "held_nanos": state.held_nanos,
-        "spent_tokens": state.spent_tokens,
-        "held_tokens": state.held_tokens,
-        "shadow_denials": state.shadow_denials,
-        "alerted_pct": state.alerted_pct,
-    }
-
-
-def balance_as_taken(state: BalanceState) -> dict[str, object]:
-    """Return what a row of `balances` was taken to be, in columns of their own."""
-    return {
-        "was_spent_nanos": state.spent_nanos,
-        "was_held_nanos": state.held_nanos,
-        "was_spent_tokens": state.spent_tokens,
-        "was_held_tokens": state.held_tokens,
-        "was_shadow_denials": state.shadow_denials,
-        "was_alerted_pct": state.alerted_pct,
-    }
-
-
-def attribution_columns(attribution: Attribution) -> dict[str, object]:
-    """Return the columns that say whom a call counts for."""
-    return {
-        "tenant_id": attribution.tenant_id,
-        "api_key_id": attribution.api_key_id,
-        "user_id": attribution.user_id,
-        "masked_key": attribution.masked_key,
-        "group_ids": attribution.group_ids,
-        "tags": attribution.tags,
-        "session_id": attribution.session_id,
-    }
+_NO_TAGS: Final = jsonb(b"{}")
+_NO_TEXT: Final = text("")
+_NO_ITEMS: Final = jsonb(b"[]")
+_USAGE_FIELDS: Final = Usage._fields
+_ENTRY: Final = binary.row_head(13)
+_ROLLUP_ROW: Final = binary.row_head(6 + len(ROLLUP_COUNTERS))
+_HOLD_ROW: Final = binary.row_head(COLUMNS["hold_row"].count(",") + 1)
+_RECORD_ROW: Final = binary.row_head(COLUMNS["record_row"].count(",") + 1)
+_BALANCE_ROW: Final = binary.row_head(9)
+_TAKEN_BALANCE_ROW: Final = binary.row_head(15)
 
 
-def hold_row(hold: Hold) -> dict[str, object]:
-    """Return a row of `holds`."""
-    return attribution_columns(hold.attribution) | {
-        "request_id": hold.request_id,
-        "check_sha256": hold.check_sha256,
-        "check_time": hold.check_time,
-        "lease_expire_time": hold.lease_expire_time,
-        "service_account": hold.attribution.service_account,
-        "provider": hold.provider,
-        "model": hold.model,
-        "estimate_input_tokens": hold.estimate_input_tokens,
-        "estimate_output_tokens": hold.estimate_output_tokens,
-        "release_on_expiry": hold.release_on_expiry,
-        "leg_tenant_ids": [leg.key[0] for leg in hold.legs],
-        "leg_budget_ids": [leg.key[1] for leg in hold.legs],
-        "leg_period_keys": [leg.key[2] for leg in hold.legs],
-        "leg_user_scoped": [leg.user_scoped for leg in hold.legs],
-        "leg_nanos": [leg.nanos for leg in hold.legs],
-        "leg_tokens": [leg.tokens for leg in hold.legs],
-        "grant_ids": [leg.key[1] for leg in hold.grant_legs],
-        "grant_nanos": [leg.nanos for leg in hold.grant_legs],
-    }
+def names_of(row_type: str) -> str:
+    """Return the names of a type's columns, as a statement lists them."""
+    return ", ".join(column.rpartition(" ")[0] for column in COLUMNS[row_type].split(", "))
 
 
-def record_row(record: Record, now: datetime) -> dict[str, object]:
-    """Return a row of `usage_records`; the first item names the model and the price."""
-    first = record.items[0] if record.items else None
-    return attribution_columns(record.attribution) | {
-        "request_id": record.request_id,
-        "revision": record.revision,
-        "source": record.source,
-        "body_sha256": record.body_sha256,
-        "usage_time": record.usage_time,
-        "posted_time": now,
-        "start_time": record.start_time,
-        "end_time": record.end_time,
-        "provider": record.provider,
-        "model": first.model if first else record.model,
-        "service_tier": first.service_tier if first else "",
-        "outcome": record.outcome,
-        "items": [item_json(item) for item in record.items],
-        "price_id": first.price_id if first else None,
-        "input_tokens": sum(item.usage.input_tokens for item in record.items),
-        "output_tokens": sum(item.usage.output_tokens for item in record.items),
-        "input_cost_nanos": record.cost.input_nanos,
-        "output_cost_nanos": record.cost.output_nanos,
-        "other_cost_nanos": record.cost.other_nanos,
-        "cost_nanos": record.cost.total_nanos,
-        "provider_cost_nanos": record.provider_cost_nanos,
-        "overage_nanos": record.overage_nanos,
-        "hold_shortfall_nanos": record.hold_shortfall_nanos,
-        "estimated": record.estimated,
-        "unpriced": record.unpriced,
-        "lease_expired": record.lease_expired,
-        "unchecked": record.unchecked,
-        "postings": [posting_json(line) for line in record.postings],
-    }
+class RowWriter:
+    """Writes the rows of one batch. Remembers what many of them have in common for as long as it lives."""
+
+    def __init__(self, posted_time: datetime) -> None:
+        self._posted_time = timestamp(posted_time)
+        self._texts: dict[str, bytes] = {}
+        self._times: dict[datetime, bytes] = {}
+        self._period_keys: dict[tuple[str, ...], bytes] = {}
+        # What the entries of one revision share.
+        self._op: tuple[UUID, int, datetime] | None = None
+        self._of_op = b""
+
+    def _text(self, value: str) -> bytes:
+        """Return a text that other rows have too."""
+        found = self._texts.get(value)
+        if found is None:
+            found = self._texts[value] = text(value)
+        return found
+
+    def _time(self, value: datetime) -> bytes:
+        """Return an instant that other rows have too."""
+        found = self._times.get(value)
+        if found is None:
+            found = self._times[value] = timestamp(value)
+        return found
+
+    def _keys(self, values: tuple[str, ...]) -> bytes:
+        """Return the keys of the periods that a call's legs are in: those of nearly every call."""
+        found = self._period_keys.get(values)
+        if found is None:
+            found = self._period_keys[values] = binary.texts(values)
+        return found
+
+    def _attribution(self, attribution: Attribution) -> list[bytes]:
+        tags, session_id = attribution.tags, attribution.session_id
+        return [
+            uuid(attribution.tenant_id),
+            uuid(attribution.api_key_id),
+            uuid(attribution.user_id),
+            text(attribution.masked_key),
+            uuids(attribution.group_ids),
+            jsonb(orjson.dumps(tags)) if tags else _NO_TAGS,
+            text(session_id) if session_id else _NO_TEXT,
+        ]
+
+    def hold(self, hold: Hold) -> bytes:
+        """Return a row of `holds`."""
+        legs, grant_legs = hold.legs, hold.grant_legs
+        parts = self._attribution(hold.attribution)
+        parts.extend(
+            [
+                uuid(hold.request_id),
+                text(hold.check_sha256),
+                self._time(hold.check_time),
+                self._time(hold.lease_expire_time),
+                boolean(hold.attribution.service_account),
+                self._text(hold.provider),
+                self._text(hold.model),
+                int8(hold.estimate_input_tokens),
+                int8(hold.estimate_output_tokens),
+                boolean(hold.release_on_expiry),
+                uuids([leg.key[0] for leg in legs]),
+                uuids([leg.key[1] for leg in legs]),
+                self._keys(tuple([leg.key[2] for leg in legs])),
+                booleans([leg.user_scoped for leg in legs]),
+                int8s([leg.nanos for leg in legs]),
+                int8s([leg.tokens for leg in legs]),
+                uuids([leg.key[1] for leg in grant_legs]),
+                int8s([leg.nanos for leg in grant_legs]),
+            ]
+        )
+        return _HOLD_ROW + b"".join(parts)
+
+    def record(self, record: Record) -> bytes:
+        """Return a row of `usage_records`; the first item names the model and the price."""
+        items, cost = record.items, record.cost
+        first = items[0] if items else None
+        parts = self._attribution(record.attribution)
+        parts.extend(
+            [
+                uuid(record.request_id),
+                binary.int2(record.revision),
+                self._text(record.source),
+                text(record.body_sha256),
+                self._time(record.usage_time),
+                self._posted_time,
+                timestamp(record.start_time),
+                timestamp(record.end_time),
+                self._text(record.provider),
+                self._text(first.model if first else record.model),
+                self._text(first.service_tier if first else ""),
+                self._text(record.outcome),
+                jsonb(orjson.dumps([item_json(item) for item in items])) if items else _NO_ITEMS,
+                uuid(first.price_id if first else None),
+                int8(sum([item.usage.input_tokens for item in items])),
+                int8(sum([item.usage.output_tokens for item in items])),
+                four_int8s(cost.input_nanos, cost.output_nanos, cost.other_nanos, cost.total_nanos),
+                int8(record.provider_cost_nanos),
+                int8(record.overage_nanos),
+                int8(record.hold_shortfall_nanos),
+                boolean(record.estimated),
+                boolean(record.unpriced),
+                boolean(record.lease_expired),
+                boolean(record.unchecked),
+                jsonb(orjson.dumps([posting_json(line) for line in record.postings])),
+            ]
+        )
+        return _RECORD_ROW + b"".join(parts)
+
+    def entry(self, entry: Entry) -> bytes:
+        """Return a row of `ledger_entries`."""
+        op = (entry.op_id, entry.revision, entry.usage_time)
+        if op != self._op:
+            self._op = op
+            self._of_op = _ENTRY + b"".join(
+                [
+                    uuid(entry.tenant_id),
+                    uuid(entry.op_id),
+                    binary.int2(entry.revision),
+                    self._time(entry.usage_time),
+                    self._posted_time,
+                ]
+            )
+        return self._of_op + b"".join(
+            [
+                binary.int2(entry.leg),
+                self._text(entry.kind),
+                self._text(entry.account),
+                uuid(entry.account_tenant_id),
+                uuid(entry.account_id),
+                self._text(entry.period_key),
+                int8(entry.amount_nanos),
+                int8(entry.amount_tokens),
+            ]
+        )
+
+    def balance(self, state: BalanceState, was: BalanceState | None = None) -> bytes:
+        """Return a row of `balances`, and after it what it was taken to be, where that is given."""
+        tenant_id, budget_id, period_key = state.key
+        place = uuid(tenant_id) + uuid(budget_id) + self._text(period_key)
+        if was is None:
+            return _BALANCE_ROW + place + _figures(state)
+        return _TAKEN_BALANCE_ROW + place + _figures(state) + _figures(was)
+
+    def quarters(self, quarters: Quarters) -> list[bytes]:
+        """Return what to add to `rollup_quarters`, sorted by key: rows are locked in that order."""
+        return [
+            self._rollup(key, self._time(bucket), counters)
+            for (key, bucket), counters in sorted(quarters.items(), key=lambda item: _place(*item[0]))
+        ]
+
+    def days(self, quarters: Quarters) -> list[bytes]:
+        """Return the same by UTC day: what to add to `rollup_days`, sorted by key."""
+        days: dict[tuple[tuple[UUID, UUID, UUID, str, str], date], list[int]] = {}
+        for (key, bucket), counters in quarters.items():
+            day = days.setdefault((key, day_of(bucket)), [0] * len(counters))
+            for index, amount in enumerate(counters):
+                day[index] += amount
+        return [
+            self._rollup(key, binary.day(day), counters)
+            for (key, day), counters in sorted(days.items(), key=lambda item: _place(*item[0]))
+        ]
+
+    def _rollup(self, key: tuple[UUID, UUID, UUID, str, str], bucket: bytes, counters: list[int]) -> bytes:
+        a, b, c, d, e, f, g, h, i, j, k, m = counters
+        return _ROLLUP_ROW + b"".join(
+            [
+                uuid(key[0]),
+                bucket,
+                uuid(key[1]),
+                uuid(key[2]),
+                self._text(key[3]),
+                self._text(key[4]),
+                four_int8s(a, b, c, d),
+                four_int8s(e, f, g, h),
+                four_int8s(i, j, k, m),
+            ]
+        )
+
+
+def _figures(state: BalanceState) -> bytes:
+    figures = four_int8s(state.spent_nanos, state.held_nanos, state.spent_tokens, state.held_tokens)
+    return figures + int8(state.shadow_denials) + binary.int4(state.alerted_pct)
 
 
 def item_json(item: PricedItem) -> dict[str, object]:
     """Return an item as the record keeps it: only the parts that are not 0."""
+    usage: dict[str, int] = {}
+    for index, value in enumerate(item.usage):
+        if value:
+            usage[_USAGE_FIELDS[index]] = value
     return {
         "model": item.model,
         "service_tier": item.service_tier,
         "price_id": item.price_id,
-        "usage": {name: value for name, value in zip(Usage._fields, item.usage, strict=True) if value},
+        "usage": usage,
     }
 
 
@@ -141,25 +293,6 @@ def posting_json(line: PostingLine) -> dict[str, object]:
         "user_scoped": line.user_scoped,
         "nanos": line.nanos,
         "tokens": line.tokens,
-    }
-
-
-def entry_row(entry: Entry, now: datetime) -> dict[str, object]:
-    """Return a row of `ledger_entries`."""
-    return {
-        "tenant_id": entry.tenant_id,
-        "op_id": entry.op_id,
-        "revision": entry.revision,
-        "leg": entry.leg,
-        "kind": entry.kind,
-        "account": entry.account,
-        "account_tenant_id": entry.account_tenant_id,
-        "account_id": entry.account_id,
-        "period_key": entry.period_key,
-        "amount_nanos": entry.amount_nanos,
-        "amount_tokens": entry.amount_tokens,
-        "usage_time": entry.usage_time,
-        "posted_time": now,
     }
 
 
@@ -177,40 +310,6 @@ def alert_row(threshold: FiredThreshold, now: datetime) -> dict[str, object]:
     }
 
 
-def _rollup_row(
-    key: tuple[UUID, UUID, UUID, str, str], bucket: tuple[str, object], counters: list[int]
-) -> dict[str, object]:
-    return {
-        "tenant_id": key[0],
-        bucket[0]: bucket[1],
-        "user_id": key[1],
-        "api_key_id": key[2],
-        "provider": key[3],
-        "model": key[4],
-    } | dict(zip(ROLLUP_COUNTERS, counters, strict=True))
-
-
 def _place(key: tuple[UUID, UUID, UUID, str, str], bucket: date) -> tuple[int, date, int, int, str, str]:
     """Return what rows of rollups are sorted by: the order of their primary keys."""
     return key[0].int, bucket, key[1].int, key[2].int, key[3], key[4]
-
-
-def quarter_rows(quarters: Quarters) -> list[dict[str, object]]:
-    """Return what to add to `rollup_quarters`, sorted by key: rows are locked in that order."""
-    return [
-        _rollup_row(key, ("bucket_time", bucket), counters)
-        for (key, bucket), counters in sorted(quarters.items(), key=lambda item: _place(*item[0]))
-    ]
-
-
-def day_rows(quarters: Quarters) -> list[dict[str, object]]:
-    """Return the same by UTC day: what to add to `rollup_days`, sorted by key."""
-    days: dict[tuple[tuple[UUID, UUID, UUID, str, str], date], list[int]] = {}
-    for (key, bucket), counters in quarters.items():
-        day = days.setdefault((key, day_of(bucket)), [0] * len(counters))
-        for index, amount in enumerate(counters):
-            day[index] += amount
-    return [
-        _rollup_row(key, ("bucket_day", day), counters)
-        for (key, day), counters in sorted(days.items(), key=lambda item: _place(*item[0]))
-    ]

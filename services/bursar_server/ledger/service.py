@@ -1,6 +1,6 @@
 """The books of one batch: the locked state, and what the batch changes of it. Nothing is written until the end."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -377,6 +377,7 @@ def _as_past(record: Record) -> PastRevision:
     )  # fmt: skip
 
 
+ROW_TYPES: Mapping[str, str] = store.ROW_TYPES
 send_locks = store.send_locks
 make_balances = store.missing_balances
 confirm_new = store.confirm_new

@@ -1,7 +1,7 @@
 """The SQL of a lane's batch: lock and read in one round trip, write and commit in another; or all of it in one.
 
 Rows are locked in the order that every money transaction keeps: balances, grants, holds; each set sorted by key.
-One JSON parameter a table was among the fastest styles measured, and needs no escaping.
+What is written for every call goes in binary, one parameter a table; what is rare as JSON, which needs no escaping.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
@@ -13,7 +13,8 @@ from uuid import UUID
 import orjson
 from psycopg import Connection
 
-from bursar_server.db.lane import Send, array_of, columns_of
+from bursar_server.db.lane import Rows, Send, array_of, columns_of
+from bursar_server.db.tables import ROLLUP_COUNTERS
 from bursar_server.ledger import rows
 from bursar_server.ledger.model import (
     Account,
@@ -37,6 +38,9 @@ from bursar_server.ledger.model import (
 from bursar_server.pricing.model import CallCost, Usage
 
 Row = tuple[Any, ...]
+
+ROW_TYPES: Mapping[str, str] = rows.COLUMNS
+"""The types that a lane's connection needs for `send_writes`."""
 
 _BALANCE = """
 SELECT b.tenant_id, b.budget_id, b.period_key, b.period_start, b.period_end, b.spent_nanos, b.held_nanos, b.spent_tokens,
@@ -83,8 +87,7 @@ ORDER BY r.tenant_id, r.request_id, r.revision"""
 _UPDATE_BALANCES = """
 UPDATE balances b SET spent_nanos = x.spent_nanos, held_nanos = x.held_nanos, spent_tokens = x.spent_tokens,
     held_tokens = x.held_tokens, shadow_denials = x.shadow_denials, alerted_pct = x.alerted_pct
-FROM json_to_recordset(%s) AS x(tenant_id uuid, budget_id uuid, period_key text, spent_nanos bigint, held_nanos bigint,
-    spent_tokens bigint, held_tokens bigint, shadow_denials bigint, alerted_pct int)
+FROM unnest(%s::pg_temp.balance_row[]) AS x
 WHERE b.tenant_id = x.tenant_id AND b.budget_id = x.budget_id AND b.period_key = x.period_key"""
 
 _UPDATE_GRANTS = """
@@ -96,15 +99,13 @@ _DELETE_HOLDS = """
 DELETE FROM holds h USING unnest(%s::uuid[], %s::uuid[]) AS k(t, id) WHERE h.tenant_id = k.t AND h.request_id = k.id"""
 
 # What a batch took for granted is confirmed by statements that fail with a division by zero where it is not so.
-_WAS = """was_spent_nanos bigint, was_held_nanos bigint, was_spent_tokens bigint, was_held_tokens bigint,
-    was_shadow_denials bigint, was_alerted_pct int"""
 _IS_AS_IT_WAS = """b.tenant_id = x.tenant_id AND b.budget_id = x.budget_id AND b.period_key = x.period_key
     AND b.spent_nanos = x.was_spent_nanos AND b.held_nanos = x.was_held_nanos AND b.spent_tokens = x.was_spent_tokens
     AND b.held_tokens = x.was_held_tokens AND b.shadow_denials = x.was_shadow_denials
     AND b.alerted_pct = x.was_alerted_pct"""
 _CONFIRM_BALANCES = f"""
 SELECT 1 / (count(*) = %s::bigint)::int
-FROM json_to_recordset(%s) AS x(tenant_id uuid, budget_id uuid, period_key text, {_WAS}) JOIN balances b ON {_IS_AS_IT_WAS}"""
+FROM unnest(%s::pg_temp.taken_balance_row[]) AS x JOIN balances b ON {_IS_AS_IT_WAS}"""
 # In the order that every money transaction keeps: an UPDATE of several rows takes them as they come.
 _LOCK_TAKEN_BALANCES = """
 SELECT FROM unnest(%s::uuid[], %s::uuid[], %s::text[]) AS k(t, i, p)
@@ -113,8 +114,7 @@ ORDER BY b.tenant_id, b.budget_id, b.period_key FOR UPDATE OF b"""
 _UPDATE_CONFIRMED_BALANCES = f"""
 WITH done AS (UPDATE balances b SET spent_nanos = x.spent_nanos, held_nanos = x.held_nanos, spent_tokens = x.spent_tokens,
     held_tokens = x.held_tokens, shadow_denials = x.shadow_denials, alerted_pct = x.alerted_pct
-FROM json_to_recordset(%s) AS x(tenant_id uuid, budget_id uuid, period_key text, spent_nanos bigint, held_nanos bigint,
-    spent_tokens bigint, held_tokens bigint, shadow_denials bigint, alerted_pct int, {_WAS})
+FROM unnest(%s::pg_temp.taken_balance_row[]) AS x
 WHERE {_IS_AS_IT_WAS} RETURNING 1)
 SELECT 1 / (count(*) = %s::bigint)::int FROM done"""
 _DELETE_CONFIRMED_HOLDS = f"""
@@ -128,23 +128,26 @@ SELECT 1 / (NOT EXISTS (
     SELECT FROM unnest(%s::uuid[], %s::uuid[]) AS k(t, id)
         JOIN holds h ON h.tenant_id = k.t AND h.request_id = k.id))::int"""
 
-_ROLLUP_COLUMNS = (
-    "requests, estimated_requests, unpriced_requests, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens,"
-    " reasoning_tokens, input_cost_nanos, output_cost_nanos, other_cost_nanos, cost_nanos"
-)
-_ROLLUP_SUMS = ", ".join(f"{name} = r.{name} + excluded.{name}" for name in _ROLLUP_COLUMNS.split(", "))
+_ROLLUP_SUMS = ", ".join(f"{name} = r.{name} + excluded.{name}" for name in ROLLUP_COUNTERS)
 
 
-def _add_to_rollup(table: str, bucket: str) -> str:
-    return f"""
-INSERT INTO {table} AS r (tenant_id, {bucket}, user_id, api_key_id, provider, model, {_ROLLUP_COLUMNS})
-SELECT tenant_id, {bucket}, user_id, api_key_id, provider, model, {_ROLLUP_COLUMNS}
-FROM json_populate_recordset(NULL::{table}, %s)
+def _insert_rows(table: str, row_type: str) -> str:
+    return (
+        f"INSERT INTO {table} AS r ({rows.names_of(row_type)}) SELECT * FROM unnest(%s::pg_temp.{row_type}[])"
+    )
+
+
+def _add_to_rollup(table: str, row_type: str, bucket: str) -> str:
+    return f"""{_insert_rows(table, row_type)}
 ON CONFLICT (tenant_id, {bucket}, user_id, api_key_id, provider, model) DO UPDATE SET {_ROLLUP_SUMS}"""
 
 
-_ADD_TO_QUARTERS = _add_to_rollup("rollup_quarters", "bucket_time")
-_ADD_TO_DAYS = _add_to_rollup("rollup_days", "bucket_day")
+_INSERT_HOLDS = _insert_rows("holds", "hold_row")
+_INSERT_RECORDS = _insert_rows("usage_records", "record_row")
+_INSERT_ENTRIES = _insert_rows("ledger_entries", "entry_row")
+_INSERT_ALERTS = "INSERT INTO alert_states SELECT * FROM json_populate_recordset(NULL::alert_states, %s)"
+_ADD_TO_QUARTERS = _add_to_rollup("rollup_quarters", "quarter_row", "bucket_time")
+_ADD_TO_DAYS = _add_to_rollup("rollup_days", "day_row", "bucket_day")
 
 
 @dataclass(frozen=True)
@@ -268,27 +271,28 @@ def confirm_new(send: Send, calls: Sequence[CallKey], held: Container[CallKey]) 
 
 
 def _send_balances(
-    send: Send, balances: Collection[BalanceState], taken: Mapping[BalanceKey, BalanceState] | None
+    send: Send,
+    writer: rows.RowWriter,
+    balances: Collection[BalanceState],
+    taken: Mapping[BalanceKey, BalanceState] | None,
 ) -> None:
     """Queue what writes the balances that have changed; with `taken`, it confirms also what all of them were taken for."""
     if taken is None:
-        changed = [rows.balance_row(state) for state in balances if state.changed]
+        changed = [writer.balance(state) for state in balances if state.changed]
         if changed:
-            send(_UPDATE_BALANCES, _json(changed))
+            send(_UPDATE_BALANCES, Rows("balance_row", changed))
         return
-    update: list[dict[str, object]] = []
-    confirm: list[dict[str, object]] = []
+    update: list[bytes] = []
+    confirm: list[bytes] = []
     for state in sorted(balances, key=lambda state: state.key):
-        (update if state.changed else confirm).append(
-            rows.balance_row(state) | rows.balance_as_taken(taken[state.key])
-        )
+        (update if state.changed else confirm).append(writer.balance(state, taken[state.key]))
     if confirm:
-        send(_CONFIRM_BALANCES, str(len(confirm)), _json(confirm))
+        send(_CONFIRM_BALANCES, str(len(confirm)), Rows("taken_balance_row", confirm))
     if len(update) > 1:
         keys = [state.key for state in balances if state.changed]
         send(_LOCK_TAKEN_BALANCES, *columns_of(keys, 2), _texts(key[2] for key in keys))
     if update:
-        send(_UPDATE_CONFIRMED_BALANCES, _json(update), str(len(update)))
+        send(_UPDATE_CONFIRMED_BALANCES, Rows("taken_balance_row", update), str(len(update)))
 
 
 def send_writes(
@@ -310,7 +314,8 @@ def send_writes(
     `taken` is given where nothing was locked: the balances as the batch took them to be. They, and that the holds that
     go were there, are confirmed in the same statements: one fails with UNCONFIRMED_ERROR where they are not so.
     """
-    _send_balances(send, balances, taken)
+    writer = rows.RowWriter(now)
+    _send_balances(send, writer, balances, taken)
     changed_grants = [
         {
             "tenant_id": s.key[0],
@@ -328,18 +333,20 @@ def send_writes(
         send(_DELETE_HOLDS, *columns_of(gone, 2))
     elif gone:
         send(_DELETE_CONFIRMED_HOLDS, *columns_of(gone, 2), str(len(gone)))
-    _insert(send, "holds", [rows.hold_row(hold) for hold in new_holds])
-    _insert(send, "usage_records", [rows.record_row(record, now) for record in records])
-    _insert(send, "ledger_entries", [rows.entry_row(entry, now) for entry in entries])
+    _insert(send, _INSERT_HOLDS, "hold_row", [writer.hold(hold) for hold in new_holds])
+    _insert(send, _INSERT_RECORDS, "record_row", [writer.record(record) for record in records])
+    _insert(send, _INSERT_ENTRIES, "entry_row", [writer.entry(entry) for entry in entries])
     if quarters:
-        send(_ADD_TO_QUARTERS, _json(rows.quarter_rows(quarters)))
-        send(_ADD_TO_DAYS, _json(rows.day_rows(quarters)))
-    _insert(send, "alert_states", [rows.alert_row(threshold, now) for threshold in fired])
+        send(_ADD_TO_QUARTERS, Rows("quarter_row", writer.quarters(quarters)))
+        send(_ADD_TO_DAYS, Rows("day_row", writer.days(quarters)))
+    alerts = [rows.alert_row(threshold, now) for threshold in fired]
+    if alerts:
+        send(_INSERT_ALERTS, _json(alerts))
 
 
-def _insert(send: Send, table: str, payload: list[dict[str, object]]) -> None:
+def _insert(send: Send, statement: str, row_type: str, payload: list[bytes]) -> None:
     if payload:
-        send(f"INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, %s)", _json(payload))
+        send(statement, Rows(row_type, payload))
 
 
 def _texts(period_keys: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from bursar_server.db.partitions import Months, months_between
 from bursar_server.kit.clock import Clock
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.ledger.model import Source
+from bursar_server.ledger.service import ROW_TYPES
 from bursar_server.metering import store
 from bursar_server.metering.context import BatchContext
 from bursar_server.metering.directory import Directory
@@ -34,7 +35,7 @@ class Session:
         clock: Clock,
     ) -> None:
         self.connection = connection
-        self.pipeline = Pipeline(connection)
+        self.pipeline = Pipeline(connection, ROW_TYPES)
         self.directory = directory
         self.history = history
         self.policy = policy
