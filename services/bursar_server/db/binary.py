@@ -3,10 +3,10 @@
 The server reads such rows in half the time that it takes for JSON (docs/adr/0013-rows-in-binary.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from struct import Struct, error
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 # Types by the names that they have in a declaration; their numbers are PostgreSQL's for ever (pg_type.dat).
@@ -165,3 +165,19 @@ def booleans(values: Sequence[bool]) -> bytes:
     if not values:
         return _NO_BOOLEANS
     return _array(1000, 16, [_TRUE_ITEM if value else _FALSE_ITEM for value in values])
+
+
+def array_of(ids: Iterable[UUID]) -> bytes:
+    """Return ids as a parameter of their own, a `uuid[]`."""
+    items = []
+    for id_ in ids:
+        items.append(_UUID_ITEM)
+        items.append(id_.int.to_bytes(16, "big"))
+    if not items:
+        return _EMPTY(0, 0, 2950)
+    return _ROWS(1, 0, 2950, len(items) // 2, 1) + b"".join(items)
+
+
+def columns_of(keys: Sequence[tuple[Any, ...]], columns: int) -> list[bytes]:
+    """Return the first columns of keys, ids all of them, each as an array of its own."""
+    return [array_of([key[column] for key in keys]) for column in range(columns)]

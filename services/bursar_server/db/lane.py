@@ -1,10 +1,9 @@
 """What a lane of the hot path knows of its database: a blocking connection, round trips, and which errors mean what."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
-from uuid import UUID
 
 import psycopg
 from psycopg import adapt, errors, generators
@@ -47,9 +46,9 @@ class Rows(NamedTuple):
 
 
 class Send(Protocol):
-    """Queues a statement with its parameters, texts or rows; the answer can be read after the round trip."""
+    """Queues a statement with its parameters: texts, arrays in binary, or rows. Its answer can be read after the round trip."""
 
-    def __call__(self, statement: str, *parameters: str | Rows | None) -> "Answer":
+    def __call__(self, statement: str, *parameters: str | bytes | Rows | None) -> "Answer":
         """Queue it."""
 
 
@@ -72,9 +71,9 @@ class Pipeline:
     """Statements that are sent together and answered together: one round trip, whatever their number.
 
     A statement (parameters as `%s`) is prepared when its connection sees it first. Parameters are sent as text, which the
-    statement casts where the server cannot know better, but for rows: `row_types` are their types by name, made for this
-    connection alone, each with its columns as a declaration has them. psycopg's own pipeline costs ten times as much for each
-    statement, which is most of what a batch of one takes.
+    statement casts where the server cannot know better, bytes as the binary format of what it casts them to. `row_types` are
+    the types of rows by name, made for this connection alone, each with its columns as a declaration has them. psycopg's own
+    pipeline costs ten times as much for each statement, which is most of what a batch of one takes.
     """
 
     def __init__(self, connection: LaneConnection, row_types: Mapping[str, str] | None = None) -> None:
@@ -90,7 +89,7 @@ class Pipeline:
         self._exchange: PQGen[list[list[PGresult]]] | None = None
         self._results: list[list[PGresult]] | None = None
 
-    def send(self, statement: str, *parameters: str | Rows | None) -> Answer:
+    def send(self, statement: str, *parameters: str | bytes | Rows | None) -> Answer:
         """Queue a statement."""
         pgconn = self.connection.pgconn
         name = self._names.get(statement)
@@ -100,13 +99,16 @@ class Pipeline:
             self._names[statement] = name
             self._commands.append(partial(pgconn.send_prepare, name, _numbered(statement)))
             self._waiting.append((statement, name))
-        values = [
-            binary.rows(self._row_types[value.row_type], value.rows)
-            if isinstance(value, Rows)
-            else None if value is None else value.encode()
-            for value in parameters
-        ]  # fmt: skip
-        formats = [int(isinstance(value, Rows)) for value in parameters]
+        values: list[bytes | None] = []
+        formats: list[int] = []
+        for value in parameters:
+            if value is None or isinstance(value, str):
+                values.append(None if value is None else value.encode())
+                formats.append(0)
+            else:
+                made = value if isinstance(value, bytes) else binary.rows(self._row_types[value[0]], value[1])
+                values.append(made)
+                formats.append(1)
         self._commands.append(partial(pgconn.send_query_prepared, name, values, formats))
         answer = Answer(self._transformer)
         self._waiting.append(answer)
@@ -221,13 +223,3 @@ def _numbered(statement: str) -> bytes:
     """Return a statement with its parameters as the server numbers them."""
     first, *others = statement.split("%s")
     return "".join([first, *(f"${number}{part}" for number, part in enumerate(others, 1))]).encode()
-
-
-def array_of(ids: Iterable[UUID]) -> str:
-    """Return ids as the text of a `uuid[]`: a fraction of what a list of them costs to send."""
-    return "{" + ",".join([id_.hex for id_ in ids]) + "}"
-
-
-def columns_of(keys: Sequence[tuple[Any, ...]], columns: int) -> list[str]:
-    """Return the first columns of keys, ids all of them, as the texts of arrays."""
-    return [array_of([key[column] for key in keys]) for column in range(columns)]

@@ -13,7 +13,8 @@ from uuid import UUID
 import orjson
 from psycopg import Connection
 
-from bursar_server.db.lane import Rows, Send, array_of, columns_of
+from bursar_server.db.binary import array_of, columns_of
+from bursar_server.db.lane import Rows, Send
 from bursar_server.db.tables import ROLLUP_COUNTERS
 from bursar_server.ledger import rows
 from bursar_server.ledger.model import (

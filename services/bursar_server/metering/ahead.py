@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from bursar_server.budgets.model import Budget
+from bursar_server.db.binary import array_of, columns_of
 from bursar_server.db.connection import tenant_lock_key
 from bursar_server.db.lane import (
     FOLLOWS_ERROR,
@@ -18,8 +19,6 @@ from bursar_server.db.lane import (
     UNCONFIRMED_ERROR,
     Answer,
     Send,
-    array_of,
-    columns_of,
 )
 from bursar_server.kit import ids
 from bursar_server.ledger import service as ledger

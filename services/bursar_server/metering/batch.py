@@ -8,11 +8,10 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from bursar_server.db.binary import array_of, columns_of
 from bursar_server.db.connection import tenant_lock_key
 from bursar_server.db.lane import (
     DatabaseError,
-    array_of,
-    columns_of,
 )
 from bursar_server.kit import ids
 from bursar_server.kit.errors import BursarError, Reason

@@ -19,7 +19,6 @@ from bursar_server.budgets.model import (
     Scope,
     ScopeKind,
 )
-from bursar_server.db.lane import array_of, columns_of
 from bursar_server.kit.periods import PeriodKind
 from bursar_server.metering.waits import WaitKey
 from bursar_server.pricing.model import Price, PriceSource, PriceTier
@@ -141,7 +140,7 @@ def read_versions(connection: Connection[Row]) -> dict[UUID, int]:
 
 def versions_of(connection: Connection[Row], tenant_ids: Sequence[UUID]) -> dict[UUID, int]:
     """Return the configuration versions of some tenants."""
-    rows = connection.execute(READ_VERSIONS, (array_of(tenant_ids),)).fetchall()
+    rows = connection.execute(READ_VERSIONS, (list(tenant_ids),)).fetchall()
     return {row[0]: row[1] for row in rows}
 
 
@@ -369,7 +368,7 @@ def purge_rate_windows(connection: Connection[Row]) -> None:
 
 def leave_waits(connection: Connection[Row], keys: Sequence[WaitKey]) -> None:
     """Delete waits by their keys."""
-    connection.execute(LEAVE_WAITS, columns_of(keys, 3))
+    connection.execute(LEAVE_WAITS, [[key[part] for key in keys] for part in range(3)])
 
 
 def renew_waits(connection: Connection[Row], keys: Sequence[WaitKey], lasts: timedelta) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from bursar_server.audit.model import AuditHead
 from bursar_server.audit.rules import chain
-from bursar_server.db.lane import Pipeline, Send, array_of, columns_of
+from bursar_server.db.binary import array_of, columns_of
+from bursar_server.db.lane import Pipeline, Send
 from bursar_server.metering import store
 from bursar_server.metering.context import BatchContext
 
