@@ -160,8 +160,11 @@ class Exchange:
             return await self._unanswered()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self.watch.end()
-            if not self._sent:
-                return self._unsent(isinstance(error, aiohttp.ConnectionTimeoutError), error)
+            if not self._sent:  # the provider has seen nothing (S17)
+                terms.gate.release(self._call)
+                late = isinstance(error, aiohttp.ConnectionTimeoutError)
+                self._note("connect_timeout" if late else "connect", error)
+                return (denial.upstream_timeout if late else denial.upstream_unreachable)(forward.upstream)
             self._note("no_answer", error)
             # The connection ended without a word: a call that failed without usage (S17).
             reader = forward.dialect.reader(forward.asked, 502, "application/json")
@@ -175,21 +178,16 @@ class Exchange:
     def _sending(self) -> None:
         self._sent = True
 
-    def _unsent(self, late: bool, error: BaseException | None) -> Problem:
-        """Release a call of which the provider has seen nothing (S17)."""
-        self._terms.gate.release(self._call)
-        self._note("connect_timeout" if late else "connect", error)
-        return (denial.upstream_timeout if late else denial.upstream_unreachable)(self._forward.upstream)
-
     async def _unanswered(self) -> Problem:
-        """Close a call that was cut short before the provider answered: it may be billed, so its input is charged."""
+        """Close a call that was cut short before the provider answered: what was sent may be billed, so its input is charged."""
         gone = self.watch.stop is Stop.GONE
-        if not self._sent:
-            return self._unsent(True, None)
         if not gone:
-            self._note("answer_timeout", None)
-        metered = self._read_so_far().metered(Outcome.CANCELLED if gone else Outcome.PARTIAL)
-        await self._terms.gate.close_call(self._call, metered)
+            self._note("answer_timeout" if self._sent else "connect_timeout", None)
+        if self._sent:
+            metered = self._read_so_far().metered(Outcome.CANCELLED if gone else Outcome.PARTIAL)
+            await self._terms.gate.close_call(self._call, metered)
+        else:
+            self._terms.gate.release(self._call)
         return denial.upstream_timeout(self._forward.upstream)
 
     # -- back to the app -----------------------------------------------------------------------------

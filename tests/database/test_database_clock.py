@@ -23,13 +23,6 @@ async def ledger(database_url: str) -> AsyncIterator[Ledger]:
         ledger.assert_books()
 
 
-@pytest.fixture
-async def other(database_url: str, ledger: Ledger) -> AsyncIterator[Ledger]:
-    """Another process on the same database, or the same one after its restart."""
-    async with ledger_on(database_url) as other:
-        yield other
-
-
 def later(ahead: timedelta) -> datetime:
     return datetime.now(UTC) + ahead
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -20,13 +20,6 @@ from support.metering import TENANT, Ledger, ledger_on, new_id
 LANES = (
     "SELECT pid FROM pg_stat_activity WHERE application_name = 'bursar-lane' AND datname = current_database()"
 )
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
 
 
 async def until_done(ask: Callable[[], Any]) -> Any:

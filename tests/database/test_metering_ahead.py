@@ -6,7 +6,6 @@ A call of the tests costs 100 nanos.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,21 +22,7 @@ from bursar_server.metering import memory as memories
 from bursar_server.metering.ahead import AheadRunner
 from bursar_server.metering.session import Session
 from support.admin import OPERATOR
-from support.metering import MODEL, TENANT, Ledger, ledger_on, new_id
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
-
-
-@pytest.fixture
-async def other(database_url: str, ledger: Ledger) -> AsyncIterator[Ledger]:
-    """Another process on the same database."""
-    async with ledger_on(database_url) as other:
-        yield other
+from support.metering import MODEL, TENANT, Ledger, new_id
 
 
 @pytest.fixture

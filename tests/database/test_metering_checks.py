@@ -1,6 +1,5 @@
 """What a Check decides, on a real database. A call of the tests costs 100 nanos."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -17,13 +16,6 @@ from bursar_server.metering.model import (
 )
 from bursar_server.pricing.model import Usage
 from support.metering import PLATFORM, Ledger, ledger_on, new_id
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
 
 
 async def test_a_spent_budget_denies_and_says_so(ledger: Ledger) -> None:

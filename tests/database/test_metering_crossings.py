@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,13 +19,6 @@ from support.admin import OPERATOR
 from support.metering import TENANT, Ledger, ledger_on, new_id
 
 NOBODY = PrincipalRef()
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
 
 
 async def test_who_waits_for_its_own_budget_lets_others_by_on_one_that_is_free_again(ledger: Ledger) -> None:

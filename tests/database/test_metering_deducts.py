@@ -1,7 +1,6 @@
 """What a Deduct, a release and an expiry do to the books, on a real database. A call of the tests costs 100 nanos."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -9,14 +8,7 @@ import pytest
 
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.metering.model import ExpireCall
-from support.metering import PLATFORM, TENANT, Ledger, ledger_on, new_id
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
+from support.metering import PLATFORM, TENANT, Ledger, new_id
 
 
 async def test_a_call_is_checked_and_deducted(ledger: Ledger) -> None:

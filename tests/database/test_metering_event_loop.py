@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
 
 from bursar_server.metering.batches import Batches
 from bursar_server.metering.session import Session
-from support.metering import Ledger, ledger_on
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
+from support.metering import Ledger
 
 
 async def test_a_connection_that_ends_while_nobody_asks_is_made_anew(

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,13 +15,6 @@ from support.metering import MODEL, TENANT, Ledger, ledger_on, new_id
 
 NOBODY = PrincipalRef()
 EXPIRE = "UPDATE holds SET lease_expire_time = now() - interval '1 second'"
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
 
 
 def acme_key(ledger: Ledger) -> PrincipalRef:

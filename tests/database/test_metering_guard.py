@@ -1,19 +1,11 @@
 """How much output the budgets that guard streams can bear. A token in costs 1 nano, a token out 2."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from bursar_server.metering.model import PrincipalRef
-from support.metering import Ledger, ledger_on
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
+from support.metering import Ledger
 
 
 async def bears(

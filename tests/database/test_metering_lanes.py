@@ -6,7 +6,6 @@ A call of the tests costs 100 nanos.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -19,13 +18,6 @@ from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.metering import store, tickets
 from bursar_server.metering.model import PrincipalRef
 from support.metering import TENANT, Ledger, ledger_on, new_id
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
 
 
 def lock_balances(somebody: psycopg.Connection[Any], tenant_id: UUID) -> None:

@@ -1,7 +1,6 @@
 """Calls that are refused, alone and among others: they take nothing with them. A call of the tests costs 100 nanos."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -11,20 +10,13 @@ import pytest
 from bursar_server.kit.errors import BursarError, Reason
 from bursar_server.metering.model import DeductItem, PrincipalRef
 from bursar_server.pricing.model import Usage
-from support.metering import Ledger, ledger_on, new_id
+from support.metering import Ledger, new_id
 
 # Everything that a call can change.
 TABLES = (
     "balances", "grants", "holds", "usage_records", "ledger_entries", "rollup_quarters", "rollup_days", "alert_states",
     "rate_windows", "check_waits", "audit_events", "audit_heads", "odd_request_ids",
 )  # fmt: skip
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
 
 
 async def poisoned(ledger: Ledger, key: PrincipalRef, *poison: Any) -> list[Any]:

@@ -1,22 +1,11 @@
 """Charging what the provider itself says that a call cost, on a real database."""
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from bursar_server.metering.model import DeductItem
 from bursar_server.pricing.model import Usage
-from support.metering import MODEL, TENANT, Ledger, ledger_on, new_id
+from support.metering import MODEL, TENANT, Ledger, new_id
 from support.proofs import prove
 
 TENS = Usage(input_tokens=10, output_tokens=10)
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
 
 
 async def test_the_price_says_whose_figure_is_charged(ledger: Ledger, database_url: str) -> None:

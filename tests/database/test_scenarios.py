@@ -1,17 +1,6 @@
 """The situations that people buy a budget for, from end to end of metering. A call of the tests costs 100 nanos."""
 
-from collections.abc import AsyncIterator
-
-import pytest
-
-from support.metering import Ledger, ledger_on
-
-
-@pytest.fixture
-async def ledger(database_url: str) -> AsyncIterator[Ledger]:
-    async with ledger_on(database_url) as ledger:
-        yield ledger
-        ledger.assert_books()
+from support.metering import Ledger
 
 
 def blocked_events(ledger: Ledger) -> int:

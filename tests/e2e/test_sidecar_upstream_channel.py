@@ -208,6 +208,8 @@ async def test_a_call_that_is_given_up_before_it_was_sent_is_released(
                     asking.cancel()
                     await until(lambda: sidecar.sidecar.gate.open_calls == 0)
                     await until(lambda: bool(plane.service.released))
+            # Only a time that is up is a failure of the provider's.
+            assert await sidecar.metric("upstream_errors_total") == (why == "time")
         if why == "stop":
             with pytest.raises(aiohttp.ClientError):
                 await asking

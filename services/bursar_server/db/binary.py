@@ -9,41 +9,45 @@ from struct import Struct, error
 from typing import Any, Final
 from uuid import UUID
 
-# Types by the names that they have in a declaration; their numbers are PostgreSQL's for ever (pg_type.dat).
-TYPES = {
-    "boolean": 16, "bigint": 20, "smallint": 21, "integer": 23, "text": 25, "date": 1082, "timestamptz": 1184, "uuid": 2950,
-    "jsonb": 3802, "boolean[]": 1000, "text[]": 1009, "bigint[]": 1016, "uuid[]": 2951,
-}  # fmt: skip
+# PostgreSQL's numbers of types, for ever (pg_type.dat).
+_BOOLEAN_TYPE: Final = 16
+_INT8_TYPE: Final = 20
+_INT2_TYPE: Final = 21
+_INT4_TYPE: Final = 23
+_TEXT_TYPE: Final = 25
+_BOOLEANS_TYPE: Final = 1000
+_TEXTS_TYPE: Final = 1009
+_INT8S_TYPE: Final = 1016
+_DATE_TYPE: Final = 1082
+_TIME_TYPE: Final = 1184
+_UUID_TYPE: Final = 2950
+_UUIDS_TYPE: Final = 2951
+_JSONB_TYPE: Final = 3802
+
 _HEAD: Final = Struct(">Ii").pack
 _COUNT: Final = Struct(">i").pack
 _INT2: Final = Struct(">Iih").pack
 _INT4: Final = Struct(">Iii").pack
 _INT8: Final = Struct(">Iiq").pack
-_ROWS: Final = Struct(">iiIii").pack
-_EMPTY: Final = Struct(">iiI").pack
-_ARRAY: Final = Struct(">IiiiIii").pack
-_ARRAY_HEAD_BYTES: Final = 20
-_INT8_ITEM: Final = Struct(">iq").pack
 _FOUR_INT8S: Final = Struct(">" + 4 * "Iiq").pack
-_UUID: Final = _HEAD(TYPES["uuid"], 16)
+_INT8_ITEM: Final = Struct(">iq").pack
+_ARRAY: Final = Struct(">iiIii").pack
+_NO_ARRAY: Final = Struct(">iiI").pack
+_UUID: Final = _HEAD(_UUID_TYPE, 16)
 _UUID_ITEM: Final = _COUNT(16)
-_NO_UUID: Final = _HEAD(TYPES["uuid"], -1)
-_NO_INT8: Final = _HEAD(TYPES["bigint"], -1)
-_NO_TIME: Final = _HEAD(TYPES["timestamptz"], -1)
-_TRUE: Final = _HEAD(TYPES["boolean"], 1) + b"\x01"
-_FALSE: Final = _HEAD(TYPES["boolean"], 1) + b"\x00"
+_NO_UUID: Final = _HEAD(_UUID_TYPE, -1)
+_NO_INT8: Final = _HEAD(_INT8_TYPE, -1)
+_NO_TIME: Final = _HEAD(_TIME_TYPE, -1)
+_TRUE: Final = _HEAD(_BOOLEAN_TYPE, 1) + b"\x01"
+_FALSE: Final = _HEAD(_BOOLEAN_TYPE, 1) + b"\x00"
 _TRUE_ITEM: Final = _COUNT(1) + b"\x01"
 _FALSE_ITEM: Final = _COUNT(1) + b"\x00"
-_NO_UUIDS: Final = _HEAD(TYPES["uuid[]"], 12) + _EMPTY(0, 0, TYPES["uuid"])
-_NO_TEXTS: Final = _HEAD(TYPES["text[]"], 12) + _EMPTY(0, 0, TYPES["text"])
-_NO_INT8S: Final = _HEAD(TYPES["bigint[]"], 12) + _EMPTY(0, 0, TYPES["bigint"])
-_NO_BOOLEANS: Final = _HEAD(TYPES["boolean[]"], 12) + _EMPTY(0, 0, TYPES["boolean"])
 _JSONB_VERSION: Final = b"\x01"
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _EPOCH_DAY: Final = date(2000, 1, 1).toordinal()
 # A byte too many: the server refuses it as it would the number, with the batch's other statements in place.
-_NO_SUCH_INT8: Final = _HEAD(TYPES["bigint"], 9) + bytes(9)
-_NO_SUCH_INT8S: Final = _HEAD(TYPES["bigint[]"], 13) + _EMPTY(0, 0, TYPES["bigint"]) + bytes(1)
+_NO_SUCH_INT8: Final = _HEAD(_INT8_TYPE, 9) + bytes(9)
+_NO_SUCH_INT8S: Final = _HEAD(_INT8S_TYPE, 13) + _NO_ARRAY(0, 0, _INT8_TYPE) + bytes(1)
 
 
 def row_head(columns: int) -> bytes:
@@ -52,12 +56,18 @@ def row_head(columns: int) -> bytes:
 
 
 def rows(type_number: int, made: Sequence[bytes]) -> bytes:
-    """Return an array of rows of a type."""
-    parts = [_ROWS(1, 0, type_number, len(made), 1) if made else _EMPTY(0, 0, type_number)]
-    for one in made:
-        parts.append(_COUNT(len(one)))
-        parts.append(one)
-    return b"".join(parts)
+    """Return rows of a type as a parameter, an array of them."""
+    return _array(type_number, [_COUNT(len(one)) + one for one in made])
+
+
+def array_of(ids: Iterable[UUID]) -> bytes:
+    """Return ids as a parameter, a `uuid[]`."""
+    return _array(_UUID_TYPE, [_UUID_ITEM + id_.int.to_bytes(16, "big") for id_ in ids])
+
+
+def columns_of(keys: Sequence[tuple[Any, ...]], columns: int) -> list[bytes]:
+    """Return the first columns of keys, ids all of them, each as a parameter of its own."""
+    return [array_of([key[column] for key in keys]) for column in range(columns)]
 
 
 def uuid(value: UUID | None) -> bytes:
@@ -68,12 +78,12 @@ def uuid(value: UUID | None) -> bytes:
 def text(value: str) -> bytes:
     """Return a `text`."""
     data = value.encode()
-    return _HEAD(25, len(data)) + data
+    return _column(_TEXT_TYPE, data)
 
 
 def jsonb(value: bytes) -> bytes:
     """Return a `jsonb`, given as JSON."""
-    return _HEAD(3802, len(value) + 1) + _JSONB_VERSION + value
+    return _column(_JSONB_TYPE, _JSONB_VERSION + value)
 
 
 def boolean(value: bool) -> bytes:
@@ -83,12 +93,12 @@ def boolean(value: bool) -> bytes:
 
 def int2(value: int) -> bytes:
     """Return a `smallint`."""
-    return _INT2(21, 2, value)
+    return _INT2(_INT2_TYPE, 2, value)
 
 
 def int4(value: int) -> bytes:
     """Return an `integer`."""
-    return _INT4(23, 4, value)
+    return _INT4(_INT4_TYPE, 4, value)
 
 
 def int8(value: int | None) -> bytes:
@@ -96,7 +106,7 @@ def int8(value: int | None) -> bytes:
     if value is None:
         return _NO_INT8
     try:
-        return _INT8(20, 8, value)
+        return _INT8(_INT8_TYPE, 8, value)
     except error:
         return _NO_SUCH_INT8
 
@@ -104,7 +114,9 @@ def int8(value: int | None) -> bytes:
 def four_int8s(first: int, second: int, third: int, fourth: int) -> bytes:
     """Return four `bigint` columns at once, as `int8` does."""
     try:
-        return _FOUR_INT8S(20, 8, first, 20, 8, second, 20, 8, third, 20, 8, fourth)
+        return _FOUR_INT8S(
+            _INT8_TYPE, 8, first, _INT8_TYPE, 8, second, _INT8_TYPE, 8, third, _INT8_TYPE, 8, fourth
+        )
     except error:
         return _NO_SUCH_INT8
 
@@ -114,70 +126,48 @@ def timestamp(value: datetime | None) -> bytes:
     if value is None:
         return _NO_TIME
     since = value - _EPOCH
-    return _INT8(1184, 8, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+    return _INT8(_TIME_TYPE, 8, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 
 def day(value: date) -> bytes:
     """Return a `date`: days since 2000."""
-    return _INT4(1082, 4, value.toordinal() - _EPOCH_DAY)
-
-
-def _array(of: int, item: int, items: list[bytes]) -> bytes:
-    body = b"".join(items)
-    return _ARRAY(of, _ARRAY_HEAD_BYTES + len(body), 1, 0, item, len(items), 1) + body
+    return _INT4(_DATE_TYPE, 4, value.toordinal() - _EPOCH_DAY)
 
 
 def uuids(values: Sequence[UUID]) -> bytes:
     """Return a `uuid[]`."""
-    if not values:
-        return _NO_UUIDS
-    items = []
-    for value in values:
-        items.append(_UUID_ITEM)
-        items.append(value.int.to_bytes(16, "big"))
-    body = b"".join(items)
-    return _ARRAY(2951, _ARRAY_HEAD_BYTES + len(body), 1, 0, 2950, len(values), 1) + body
+    return _column(_UUIDS_TYPE, array_of(values))
 
 
 def texts(values: Sequence[str]) -> bytes:
     """Return a `text[]`."""
-    if not values:
-        return _NO_TEXTS
     items = []
     for value in values:
         data = value.encode()
         items.append(_COUNT(len(data)) + data)
-    return _array(1009, 25, items)
+    return _column(_TEXTS_TYPE, _array(_TEXT_TYPE, items))
 
 
 def int8s(values: Sequence[int]) -> bytes:
     """Return a `bigint[]`, as `int8` does."""
-    if not values:
-        return _NO_INT8S
     try:
-        return _array(1016, 20, [_INT8_ITEM(8, value) for value in values])
+        return _column(_INT8S_TYPE, _array(_INT8_TYPE, [_INT8_ITEM(8, value) for value in values]))
     except error:
         return _NO_SUCH_INT8S
 
 
 def booleans(values: Sequence[bool]) -> bytes:
     """Return a `boolean[]`."""
-    if not values:
-        return _NO_BOOLEANS
-    return _array(1000, 16, [_TRUE_ITEM if value else _FALSE_ITEM for value in values])
+    items = [_TRUE_ITEM if value else _FALSE_ITEM for value in values]
+    return _column(_BOOLEANS_TYPE, _array(_BOOLEAN_TYPE, items))
 
 
-def array_of(ids: Iterable[UUID]) -> bytes:
-    """Return ids as a parameter of their own, a `uuid[]`."""
-    items = []
-    for id_ in ids:
-        items.append(_UUID_ITEM)
-        items.append(id_.int.to_bytes(16, "big"))
+def _array(type_number: int, items: list[bytes]) -> bytes:
+    """Return an array of items of a type, each with its length before it."""
     if not items:
-        return _EMPTY(0, 0, 2950)
-    return _ROWS(1, 0, 2950, len(items) // 2, 1) + b"".join(items)
+        return _NO_ARRAY(0, 0, type_number)
+    return _ARRAY(1, 0, type_number, len(items), 1) + b"".join(items)
 
 
-def columns_of(keys: Sequence[tuple[Any, ...]], columns: int) -> list[bytes]:
-    """Return the first columns of keys, ids all of them, each as an array of its own."""
-    return [array_of([key[column] for key in keys]) for column in range(columns)]
+def _column(type_number: int, data: bytes) -> bytes:
+    return _HEAD(type_number, len(data)) + data

@@ -106,7 +106,11 @@ class Pipeline:
                 values.append(None if value is None else value.encode())
                 formats.append(0)
             else:
-                made = value if isinstance(value, bytes) else binary.rows(self._row_types[value[0]], value[1])
+                made = (
+                    value
+                    if isinstance(value, bytes)
+                    else binary.rows(self._row_types[value.row_type], value.rows)
+                )
                 values.append(made)
                 formats.append(1)
         self._commands.append(partial(pgconn.send_query_prepared, name, values, formats))

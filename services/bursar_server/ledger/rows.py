@@ -71,12 +71,18 @@ _NO_TAGS: Final = jsonb(b"{}")
 _NO_TEXT: Final = text("")
 _NO_ITEMS: Final = jsonb(b"[]")
 _USAGE_FIELDS: Final = Usage._fields
-_ENTRY: Final = binary.row_head(13)
-_ROLLUP_ROW: Final = binary.row_head(6 + len(ROLLUP_COUNTERS))
-_HOLD_ROW: Final = binary.row_head(COLUMNS["hold_row"].count(",") + 1)
-_RECORD_ROW: Final = binary.row_head(COLUMNS["record_row"].count(",") + 1)
-_BALANCE_ROW: Final = binary.row_head(9)
-_TAKEN_BALANCE_ROW: Final = binary.row_head(15)
+
+
+def _head_of(row_type: str) -> bytes:
+    return binary.row_head(len(COLUMNS[row_type].split(", ")))
+
+
+_BALANCE_ROW: Final = _head_of("balance_row")
+_TAKEN_BALANCE_ROW: Final = _head_of("taken_balance_row")
+_HOLD_ROW: Final = _head_of("hold_row")
+_RECORD_ROW: Final = _head_of("record_row")
+_ENTRY_ROW: Final = _head_of("entry_row")
+_ROLLUP_ROW: Final = _head_of("quarter_row")
 
 
 def names_of(row_type: str) -> str:
@@ -198,7 +204,7 @@ class RowWriter:
         op = (entry.op_id, entry.revision, entry.usage_time)
         if op != self._op:
             self._op = op
-            self._of_op = _ENTRY + b"".join(
+            self._of_op = _ENTRY_ROW + b"".join(
                 [
                     uuid(entry.tenant_id),
                     uuid(entry.op_id),

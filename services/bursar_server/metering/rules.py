@@ -29,7 +29,7 @@ EXPECTED_OUTPUT_TOKENS = 1_024
 FEWEST_OUTPUT_TOKENS = 16
 # No answer has more; a budget that can bear as much guards nothing.
 MOST_GUARDED_TOKENS = 1_000_000
-# A Deduct's id may be ahead of the database's clock; what is further ahead has no partition for sure.
+# A Deduct's id may be ahead of the database's clock; what is further ahead is in the books already, or gets another id.
 FARTHEST_AHEAD = timedelta(days=1)
 OLDEST_CHECK = timedelta(hours=24)
 NEWEST_CHECK = timedelta(minutes=5)
